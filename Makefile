@@ -1,0 +1,46 @@
+# Every target works on a fresh machine that has Python >= 3.11 and make.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: setup demo lint test test-slow test-gpu format bench-overhead bench-peers clean
+
+# The stamp is newer than the files that say what to install, or setup runs again.
+setup: $(VENV)/.installed
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/python -m themis_ray.demo
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/pytest
+
+test-slow: setup
+	$(BIN)/pytest -m slow --timeout 1800
+
+test-gpu: setup
+	$(BIN)/pytest -m gpu
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-overhead: setup
+	$(BIN)/python -m benchmarks.overhead
+
+bench-peers: setup
+	$(BIN)/python -m benchmarks.peers
+
+clean:
+	rm -rf $(VENV) .venvs runs benchmarks/out .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,133 @@
+"""Stable-Baselines3 on the environment's own reward: the upper reference of `python -m benchmarks.peers`.
+
+Runs in the virtual environment of `requirements-sb3.txt`, never in ours, and prints one JSON line at the end.
+`imitation_preferences.py` takes the clock and the evaluation from here, so that both peers are measured alike.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+
+import gymnasium
+import torch
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.env_util import make_vec_env
+
+ENV_ID = "Pendulum-v1"
+EVALUATION_SEED = 10_000
+NUM_EVALUATION_EPISODES = 10
+
+# rl-baselines3-zoo's settings for Pendulum-v1 (hyperparams/sac.yml and ppo.yml); what is not named is SB3's default.
+ZOO_SAC = {"learning_rate": 1e-3}
+ZOO_PPO = {
+    "n_steps": 1024,
+    "gae_lambda": 0.95,
+    "gamma": 0.9,
+    "n_epochs": 10,
+    "ent_coef": 0.0,
+    "learning_rate": 1e-3,
+    "clip_range": 0.2,
+    "use_sde": True,
+    "sde_sample_freq": 4,
+}
+ZOO_PPO_NUM_ENVS = 4
+
+
+def parse_arguments(systems: Iterable[str]) -> argparse.Namespace:
+    """Reads the flags that every peer script takes, and gives torch one thread."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--system", required=True, choices=list(systems))
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--num-env-steps", type=int, required=True)
+    parser.add_argument("--num-labels", type=int, default=0)
+    torch.set_num_threads(1)
+    return parser.parse_args()
+
+
+def count_steps(optimizers: Iterable[torch.optim.Optimizer]) -> Callable[[], int]:
+    """Returns a function that says how many steps the optimizers have taken since this call."""
+    num_steps = 0
+
+    def add_one(*_: object) -> None:
+        nonlocal num_steps
+        num_steps += 1
+
+    for optimizer in optimizers:
+        optimizer.register_step_post_hook(add_one)
+    return lambda: num_steps
+
+
+def policy_optimizer(agent: BaseAlgorithm) -> torch.optim.Optimizer:
+    """The optimizer whose steps count as the learner's gradient updates: SAC's critic, PPO's policy."""
+    return agent.critic.optimizer if isinstance(agent, SAC) else agent.policy.optimizer
+
+
+def evaluate(agent: BaseAlgorithm) -> tuple[float, float]:
+    """Plays fresh episodes with the deterministic policy.
+
+    Returns:
+        Mean and standard deviation of the undiscounted true return over the episodes of seeds 10000 to 10009.
+    """
+    env = gymnasium.make(ENV_ID)
+    returns = []
+    for episode in range(NUM_EVALUATION_EPISODES):
+        obs, _ = env.reset(seed=EVALUATION_SEED + episode)
+        episode_return, is_done = 0.0, False
+        while not is_done:
+            action, _ = agent.predict(obs, deterministic=True)
+            obs, reward, terminated, truncated, _ = env.step(action)
+            episode_return += float(reward)
+            is_done = terminated or truncated
+        returns.append(episode_return)
+    return statistics.fmean(returns), statistics.pstdev(returns)
+
+
+class Stopwatch:
+    """Wall-clock and CPU seconds since it was made; imports and evaluation stay outside."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        """The seconds, under the names that the report uses."""
+        return {"wall_s": time.perf_counter() - self._wall, "cpu_s": time.process_time() - self._cpu}
+
+
+def print_result(agent: BaseAlgorithm, packages: Iterable[str], **measured: float) -> None:
+    """Evaluates the agent and prints the line that `benchmarks.peers` reads."""
+    true_return, true_return_std = evaluate(agent)
+    versions = {name: version(name) for name in ("torch", "gymnasium", "numpy", "stable_baselines3", *packages)}
+    result = {"true_return": true_return, "true_return_std": true_return_std, **measured, "versions": versions}
+    print(json.dumps(result), flush=True)
+
+
+def main() -> None:
+    arguments = parse_arguments(["sb3_sac", "sb3_ppo"])
+    stopwatch = Stopwatch()
+    if arguments.system == "sb3_sac":
+        venv = make_vec_env(ENV_ID, n_envs=1, seed=arguments.seed)
+        agent = SAC("MlpPolicy", venv, seed=arguments.seed, device="cpu", **ZOO_SAC)
+    else:
+        venv = make_vec_env(ENV_ID, n_envs=ZOO_PPO_NUM_ENVS, seed=arguments.seed)
+        agent = PPO("MlpPolicy", venv, seed=arguments.seed, device="cpu", **ZOO_PPO)
+    num_updates = count_steps([policy_optimizer(agent)])
+    agent.learn(total_timesteps=arguments.num_env_steps)
+    seconds = stopwatch.read()
+    print_result(
+        agent,
+        packages=(),
+        num_env_steps=agent.num_timesteps,
+        num_learner_steps=agent.num_timesteps,
+        num_labels=0,
+        num_updates=num_updates(),
+        num_reward_updates=0,
+        **seconds,
+    )
+
+
+if __name__ == "__main__":
+    main()

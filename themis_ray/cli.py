@@ -1,0 +1,170 @@
+"""The `themis` command."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from themis_ray.config import ExperimentConfig, dump_config, load_config, resolve
+from themis_ray.errors import ConfigError, ThemisError
+from themis_ray.experiment import run_experiment
+from themis_ray.tracking import RunFolder
+
+__all__ = ["main", "train_run"]
+
+TRAIN_EXAMPLES = """
+\b
+Examples:
+  themis train env.id=Pendulum-v1
+  themis train env.id=CartPole-v1 feedback.budget=50 seed=3
+  themis train env.id=HalfCheetah-v5 teacher.eps_mistake=0.1 num_env_steps=100000
+  themis train env.id=LunarLander-v3 algorithm.name=dqn
+  themis train env.id=Pendulum-v1 learn_reward=false --out runs/true-reward
+  themis train tune_configs/pendulum.yaml feedback.sampler=entropy
+  themis train --resume runs/pendulum-v1-sac-oracle-s0
+"""
+
+
+class OneLineErrors(click.Group):
+    """Prints user errors as one line with exit code 2; the traceback only with --debug."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(context)
+        except ThemisError as error:
+            if "--debug" in sys.argv:
+                traceback.print_exc()
+            click.echo(f"error: {error}", err=True)
+            context.exit(2)
+
+
+@click.group(cls=OneLineErrors)
+@click.version_option(package_name="themis-ray")
+def main() -> None:
+    """Train, sweep, label and explain: reinforcement learning from human feedback on Ray."""
+
+
+@main.command(epilog=TRAIN_EXAMPLES)
+@click.argument("settings", nargs=-1, metavar="[FILE.yaml] [key=value ...]")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder. Default: runs/ENV-LEARNER-TEACHER-sSEED.")
+@click.option("--resume", type=click.Path(path_type=Path), help="Continue the run in this folder.")
+@click.option("--overwrite", is_flag=True, help="Replace the run that --out holds.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def train(
+    settings: tuple[str, ...], out: Path | None, resume: Path | None, overwrite: bool, dry_run: bool, debug: bool
+) -> None:
+    """Train an agent from preferences.
+
+    Settings are a YAML file, key=value pairs with dotted keys, or both; only env.id is required.
+    """
+    del debug
+    if resume is not None:
+        if settings or out is not None or overwrite:
+            raise ConfigError(
+                f"--resume {resume} goes on with the run's own settings. Give nothing beside it, or start a new run."
+            )
+        folder, config = RunFolder.open(resume)
+        config, spec = resolve(config)
+        if dry_run:
+            click.echo(dump_config(config), nl=False)
+            return
+    else:
+        config, spec = resolve(_load(settings))
+        if dry_run:
+            click.echo(dump_config(config), nl=False)
+            return
+        folder = RunFolder.create(out or _free_folder(config), config, overwrite=overwrite)
+    summary = train_run(config, spec, folder, is_resumed=resume is not None)
+    print_summary(summary, folder)
+
+
+def _load(settings: tuple[str, ...]) -> ExperimentConfig:
+    files = [setting for setting in settings if "=" not in setting]
+    if len(files) > 1:
+        raise ConfigError(f"two files were given, {files[0]} and {files[1]}. Give one file, then key=value pairs.")
+    overrides = [setting for setting in settings if "=" in setting]
+    return load_config(Path(files[0]) if files else None, overrides)
+
+
+def _free_folder(config: ExperimentConfig) -> Path:
+    """Return runs/NAME, or runs/NAME-2 and so on where that holds a run."""
+    who = config.teacher.name if config.learn_reward else "true-reward"
+    env_id = config.env.id.replace("/", "-").replace(":", "-").lower()
+    base = Path("runs") / f"{env_id}-{config.algorithm.name}-{who}-s{config.seed}"
+    path, number = base, 2
+    while path.exists():
+        path, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return path
+
+
+def train_run(config: ExperimentConfig, spec: Any, folder: RunFolder, *, is_resumed: bool = False) -> Mapping[str, Any]:
+    """Run the experiment under a progress bar and return its summary."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    if folder.has_unfinished_line:
+        console.print(f"{folder.metrics_path} ends in an unfinished line; it moves to metrics.superseded.jsonl.")
+    summary: Mapping[str, Any] = {}
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(config.env.id, total=config.num_env_steps, status="starting Ray")
+        for iteration in run_experiment(config, spec, folder, is_resumed=is_resumed):
+            row = iteration.metrics
+            if row:
+                progress.update(task, completed=row["num_env_steps"], status=_status(row, config))
+            if iteration.summary is not None:
+                summary = iteration.summary
+    return summary
+
+
+def _status(row: Mapping[str, Any], config: ExperimentConfig) -> str:
+    parts = [f"true return {row['true_return_mean']:.1f}"]
+    if config.learn_reward:
+        parts += [f"{row['queries_asked']}/{config.feedback.budget} queries"]
+        parts += [f"reward accuracy {row['heldout_accuracy']:.2f}"]
+    return ", ".join(parts)
+
+
+def print_summary(summary: Mapping[str, Any], folder: RunFolder) -> None:
+    """Print what a run reached as a table, and where its files are."""
+    table = Table(title=f"{summary['env_id']} · {summary['algorithm']} · seed {summary['seed']}", title_justify="left")
+    table.add_column("what")
+    table.add_column("figure", justify="right")
+    paid = "learned from preferences" if summary["learn_reward"] else "true reward"
+    add: Callable[[str, str], None] = table.add_row
+    add(
+        f"true return, {paid}",
+        f"{summary['true_return_mean']:.1f} ± {summary['true_return_std']:.1f}",
+    )
+    add("true return, random actions", f"{summary['random_return_mean']:.1f}")
+    if summary["reference_return"] is not None:
+        add(f"true return, reference ({summary['reference_source']})", f"{summary['reference_return']:.1f}")
+    if summary["learn_reward"]:
+        add("labels used", f"{summary['queries_asked']} of {summary['budget']}")
+        add("reward accuracy on held-out pairs", f"{summary['heldout_accuracy']:.3f}")
+        add("correlation of predicted with true reward", f"{summary['reward_correlation']:.3f}")
+    add("env steps", f"{summary['num_env_steps']}")
+    add("env steps per second", f"{summary['env_steps_per_s']:.0f}")
+    Console().print(table)
+    click.echo(f"Run folder: {folder.path}  (plot: {folder.path / 'plot.png'})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""One experiment, written once: YAML file plus dotted overrides, checked, and resolved against the environment."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from themis_ray.envs import EnvSpec, get_env_spec
+from themis_ray.errors import ConfigError
+from themis_ray.rllib import AlgorithmSettings, LoopSettings, resolve_algorithm
+
+__all__ = ["ExperimentConfig", "TrackingSettings", "dump_config", "load_config", "resolve"]
+
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+DEFAULT_SEGMENT_LENGTH = {"vector": 50, "grid": 50, "image": 25}
+MAX_SEED_STEPS = 1000
+MAX_EXPLORATION_STEPS = 9000
+MIN_PPO_ITERATIONS = 10
+
+
+class TrackingSettings(BaseModel):
+    """Where metrics go besides metrics.jsonl."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tensorboard: bool = Field(False, description="Write event files into the run folder.")
+    wandb: bool = Field(False, description="Log to Weights & Biases; offline when there is no key.")
+    wandb_project: str = Field("themis", description="W&B project.")
+    wandb_group: str | None = Field(None, description="W&B group, for runs that are compared.")
+
+
+class ExperimentConfig(LoopSettings):
+    """Everything that decides what a run does."""
+
+    num_evaluation_episodes: int = Field(10, ge=1, description="Episodes of the final evaluation, on fresh seeds.")
+    checkpoint_interval: int | None = Field(
+        None, ge=1, description="Env steps between checkpoints. None: a tenth of the run."
+    )
+    num_checkpoints_kept: int = Field(2, ge=1, description="Newest checkpoints that stay in the run folder.")
+    tracking: TrackingSettings = Field(TrackingSettings(), description="Where metrics go.")
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Read a YAML file, apply `key=value` overrides with dotted keys, and check the result.
+
+    Raises:
+        ConfigError: The file cannot be read, an override is no `key=value`, a key is unknown or a value not allowed.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = _read_yaml(path)
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return ExperimentConfig(**_numbers(values))
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def dump_config(config: ExperimentConfig) -> str:
+    """Return the configuration as YAML that `load_config` reads back to the same configuration."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def resolve(config: ExperimentConfig) -> tuple[ExperimentConfig, EnvSpec]:
+    """Fill in everything that depends on the environment, and refuse what does not fit it.
+
+    Returns:
+        The configuration with no choice left open, and what the environment is like.
+
+    Raises:
+        ConfigError: The learner does not fit the actions, or a segment is longer than an episode.
+        UnknownNameError: There is no such environment.
+    """
+    spec = get_env_spec(config.env)
+    name = _choose_learner(config.algorithm.name, spec)
+    algorithm = resolve_algorithm(config.algorithm, name)
+    exploration = config.exploration
+    if name == "ppo":
+        if config.exploration.num_seed_steps:
+            raise ConfigError(
+                f"exploration.num_seed_steps={exploration.num_seed_steps} was given, but ppo takes no random steps. "
+                "Leave it out, or use sac or dqn."
+            )
+        exploration = exploration.model_copy(
+            update={"num_seed_steps": 0, "num_env_steps": exploration.num_env_steps or 0}
+        )
+        algorithm = _fit_batch(config, algorithm)
+    else:
+        share = config.num_env_steps // 20
+        defaults = {
+            "num_seed_steps": min(MAX_SEED_STEPS, share),
+            "num_env_steps": min(MAX_EXPLORATION_STEPS, share),
+        }
+        given = {key: getattr(exploration, key) for key in defaults if getattr(exploration, key) is not None}
+        exploration = exploration.model_copy(update={**defaults, **given})
+    num_before = (exploration.num_seed_steps or 0) + (exploration.num_env_steps or 0)
+    if num_before >= config.num_env_steps:
+        raise ConfigError(
+            f"exploration takes {num_before} env steps, but the run has num_env_steps={config.num_env_steps}. "
+            "Train longer, or lower exploration.num_seed_steps and exploration.num_env_steps."
+        )
+    update = {
+        "algorithm": algorithm,
+        "exploration": exploration,
+        "feedback": config.feedback.model_copy(update={"segment_length": _segment_length(config, spec)}),
+        "checkpoint_interval": config.checkpoint_interval or max(1, config.num_env_steps // 10),
+    }
+    return config.model_copy(update=update), spec
+
+
+def _choose_learner(name: str, spec: EnvSpec) -> str:
+    is_box = isinstance(spec.action_space, gym.spaces.Box)
+    is_discrete = isinstance(spec.action_space, gym.spaces.Discrete)
+    if name == "auto":
+        return "sac" if is_box else "ppo"
+    allowed = ["ppo"] + (["sac"] if is_box or is_discrete else []) + (["dqn"] if is_discrete else [])
+    if name not in allowed:
+        raise ConfigError(
+            f"algorithm.name={name} does not fit the actions of {spec.id}, {spec.action_space}. "
+            f"These work: {', '.join(allowed)}."
+        )
+    return name
+
+
+def _fit_batch(config: ExperimentConfig, algorithm: AlgorithmSettings) -> AlgorithmSettings:
+    """Shrink PPO's default batch in a short run, so that it has at least ten iterations."""
+    if config.algorithm.batch_size is not None:
+        return algorithm
+    assert algorithm.batch_size is not None
+    assert algorithm.num_envs is not None
+    batch_size = max(algorithm.num_envs, min(algorithm.batch_size, config.num_env_steps // MIN_PPO_ITERATIONS))
+    return algorithm.model_copy(update={"batch_size": batch_size})
+
+
+def _segment_length(config: ExperimentConfig, spec: EnvSpec) -> int:
+    given, horizon = config.feedback.segment_length, spec.horizon
+    if given is not None:
+        if horizon is not None and given > horizon:
+            raise ConfigError(
+                f"feedback.segment_length={given} is longer than an episode of {spec.id}, {horizon} env steps. "
+                f"Give at most {horizon}."
+            )
+        return given
+    length = DEFAULT_SEGMENT_LENGTH[spec.observation_kind]
+    return length if horizon is None else min(length, horizon)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}). Give a YAML file or key=value pairs.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no valid YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}, not a mapping of settings such as env: ...")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override!r} is no setting. Write key=value, for example seed=3 or env.id=Pendulum-v1.")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        value = text
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = values.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{override!r}: {parent} is a value, not a group of settings.")
+        values = child
+    values[last] = value
+
+
+def _numbers(value: Any) -> Any:
+    """Turn strings such as 1e-4, which YAML 1.1 does not read as numbers, into numbers."""
+    if isinstance(value, Mapping):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, str) and NUMBER.fullmatch(value):
+        return float(value)
+    return value
+
+
+def _explain(error: ValidationError) -> str:
+    """Say in one line what the first complaint is about, what was given and what is allowed."""
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(location[:-1])
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        suggestion = f" Did you mean {close[0]!r}?" if close else ""
+        return f"unknown setting {key!r}.{suggestion} Known here: {', '.join(known)}."
+    if first["type"] == "missing":
+        return f"{key} is missing. Give it, for example {'env.id=Pendulum-v1' if key.startswith('env') else key + '=...'}."
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{key}={first['input']!r} is not allowed: {message}."
+
+
+def _fields_at(location: Sequence[str]) -> list[str]:
+    model: type[BaseModel] = ExperimentConfig
+    for part in location:
+        annotation = typing.get_type_hints(model)[part]
+        if isinstance(annotation, types.UnionType):
+            annotation = annotation.__args__[0]
+        model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,227 @@
+"""All answers of a run on disk: append-only Parquet that any program can read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from themis_ray.data import parquet
+from themis_ray.data.preferences import Choice, Preference, left_probability
+from themis_ray.data.segments import Query, Segment
+from themis_ray.errors import DataError
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledPairs:
+    """Preferences as training data: each segment once, pairs as rows into them.
+
+    Attributes:
+        observations: (S, L, *observation_shape).
+        actions: (S, L, *action_shape).
+        left: (N,) int64, row of the left segment.
+        right: (N,) int64, row of the right segment.
+        labels: (N,) float32, p(left preferred).
+
+    Raises:
+        ValueError: The arrays do not fit together.
+    """
+
+    observations: NDArray[Any]
+    actions: NDArray[Any]
+    left: NDArray[np.int64]
+    right: NDArray[np.int64]
+    labels: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if self.observations.shape[:2] != self.actions.shape[:2]:
+            shapes = f"{self.observations.shape} and {self.actions.shape}"
+            raise ValueError(f"observations and actions must start with the same (S, L), not {shapes}")
+        if not self.left.shape == self.right.shape == self.labels.shape == (len(self.labels),):
+            shapes = f"{self.left.shape}, {self.right.shape} and {self.labels.shape}"
+            raise ValueError(f"left, right and labels must have the same shape (N,), not {shapes}")
+        for rows in (self.left, self.right):
+            if len(rows) and not 0 <= rows.min() <= rows.max() < len(self.observations):
+                raise ValueError(f"left and right must be rows of {len(self.observations)} segments")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class PreferenceDataset:
+    """Segments and preferences in numbered Parquet parts below one folder.
+
+    `preferences/part-00000.parquet` holds the answers of one feedback session,
+    `segments/part-00000.parquet` the segments that were new in one. A part is written to a
+    hidden file, synced and moved into place, and never touched again. Segments go first,
+    so that a crash leaves at worst segments that nothing refers to.
+
+    Args:
+        root: The folder. It is made by the first `append`.
+
+    Raises:
+        DataError: A part is missing, corrupt or of another schema version, or a preference
+            refers to a segment that is not stored.
+    """
+
+    SCHEMA_VERSION = parquet.SCHEMA_VERSION
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        self._segments: dict[str, Segment] = {}
+        self._preferences: list[Preference] = []
+        self._num_parts = {"segments": 0, "preferences": 0}
+        for _, segments in self._load_parts("segments", parquet.read_segments):
+            for segment in segments:
+                self._segments.setdefault(segment.id, segment)
+        for path, preferences in self._load_parts("preferences", parquet.read_preferences):
+            for preference in preferences:
+                for segment_id in (preference.left_id, preference.right_id):
+                    if segment_id not in self._segments:
+                        raise DataError(f"{path} refers to segment {segment_id}, which is not in {root}/segments")
+            self._preferences.extend(preferences)
+
+    @property
+    def num_queries(self) -> int:
+        """Queries that were asked, skipped ones too."""
+        return len(self._preferences)
+
+    @property
+    def num_preferences(self) -> int:
+        """Queries that were answered with left, right or equal."""
+        return sum(preference.choice is not Choice.SKIP for preference in self._preferences)
+
+    @property
+    def preferences(self) -> tuple[Preference, ...]:
+        """All answers in the order they were appended, skips too."""
+        return tuple(self._preferences)
+
+    def segment(self, segment_id: str) -> Segment:
+        """Returns the stored segment with this id.
+
+        Raises:
+            DataError: No segment has it.
+        """
+        if segment_id not in self._segments:
+            raise DataError(f"no segment {segment_id} in {self.root}/segments")
+        return self._segments[segment_id]
+
+    def append(self, queries: Sequence[Query], preferences: Sequence[Preference]) -> None:
+        """Stores one feedback session: its new segments, then its preferences.
+
+        Args:
+            queries: What was asked.
+            preferences: The answers, one for each query, in the same order.
+
+        Raises:
+            ValueError: The preferences are not the answers to the queries, or a segment's
+                length, shapes or dtypes differ from those stored.
+            DataError: Another program has written to the folder since it was loaded.
+        """
+        _check_answers(queries, preferences)
+        if not queries:
+            return
+        asked = {segment.id: segment for query in queries for segment in (query.left, query.right)}
+        new = [segment for segment_id, segment in asked.items() if segment_id not in self._segments]
+        for segment in new:
+            stored = next(iter(self._segments.values()), new[0])
+            if _layout(segment) != _layout(stored):
+                raise ValueError(
+                    f"segments must have (length, shapes, dtypes) {_layout(stored)}, not {_layout(segment)}"
+                )
+        if new:
+            self._write_part("segments", parquet.segment_tables(new))
+            # Copies, as the arrays may be views that keep a whole episode pool in memory.
+            self._segments.update((segment.id, _owning(segment)) for segment in new)
+        self._write_part("preferences", [parquet.preference_table(preferences)])
+        self._preferences.extend(preferences)
+
+    def labelled_pairs(self, label_margin: float = 0.0, upto: int | None = None) -> LabelledPairs:
+        """Returns the preferences as training data; skips are left out.
+
+        Args:
+            label_margin: See `left_probability`.
+            upto: Use the first `upto` queries asked, skips counted; None uses all.
+
+        Raises:
+            ValueError: `upto` is negative or `label_margin` outside [0, 0.5).
+        """
+        if upto is not None and upto < 0:
+            raise ValueError(f"upto must be at least 0, not {upto}")
+        rows: dict[str, int] = {}
+        pairs: list[tuple[int, int]] = []
+        labels: list[float] = []
+        for preference in self._preferences[:upto]:
+            label = left_probability(preference.choice, label_margin)
+            if label is not None:
+                left, right = (rows.setdefault(id_, len(rows)) for id_ in (preference.left_id, preference.right_id))
+                pairs.append((left, right))
+                labels.append(label)
+        left_right = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+        used = [self._segments[segment_id] for segment_id in rows]
+        return LabelledPairs(
+            observations=np.stack([segment.observations for segment in used]) if used else np.empty((0, 0)),
+            actions=np.stack([segment.actions for segment in used]) if used else np.empty((0, 0)),
+            left=np.ascontiguousarray(left_right[:, 0]),
+            right=np.ascontiguousarray(left_right[:, 1]),
+            labels=np.array(labels, dtype=np.float32),
+        )
+
+    def _part_path(self, kind: str, number: int) -> Path:
+        return self.root / kind / f"part-{number:05d}.parquet"
+
+    def _load_parts(self, kind: str, read: Callable[[Path], list[Row]]) -> Iterable[tuple[Path, list[Row]]]:
+        num_found = sum(1 for _ in (self.root / kind).glob("part-*.parquet"))
+        for number in range(num_found):
+            path = self._part_path(kind, number)
+            if not path.exists():
+                raise DataError(f"{path} is missing, though a later part is there; bring it back from a copy")
+            yield path, read(path)
+        self._num_parts[kind] = num_found
+
+    def _write_part(self, kind: str, tables: Iterable[pa.Table]) -> None:
+        path = self._part_path(kind, self._num_parts[kind])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            raise DataError(f"{path} was written by another program; load {self.root} again, and let one program write")
+        # Readers of a Parquet folder pass over names that begin with a dot.
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            parquet.write(temporary, tables)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        parquet.sync(path.parent)
+        self._num_parts[kind] += 1
+
+
+def _check_answers(queries: Sequence[Query], preferences: Sequence[Preference]) -> None:
+    if len(queries) != len(preferences):
+        raise ValueError(f"every query needs one preference, not {len(preferences)} for {len(queries)} queries")
+    for query, preference in zip(queries, preferences, strict=True):
+        asked = (query.id, query.left.id, query.right.id)
+        answered = (preference.query_id, preference.left_id, preference.right_id)
+        if asked != answered:
+            raise ValueError(f"the preference answers (query, left, right) {answered}, but {asked} was asked")
+
+
+def _layout(segment: Segment) -> tuple[Any, ...]:
+    arrays = (segment.observations, segment.actions)
+    return len(segment), *((array.shape[1:], array.dtype.name) for array in arrays)
+
+
+def _owning(segment: Segment) -> Segment:
+    return replace(
+        segment,
+        observations=segment.observations.copy(),
+        actions=segment.actions.copy(),
+        true_rewards=segment.true_rewards.copy(),
+    )

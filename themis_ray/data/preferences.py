@@ -1,0 +1,90 @@
+"""What a teacher says: choices, what they mean as training targets, and preferences."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+MAX_LABEL_MARGIN = 0.5
+
+
+class Choice(StrEnum):
+    """The four answers to a query, in the words that are stored and sent."""
+
+    LEFT = "left"
+    RIGHT = "right"
+    EQUAL = "equal"
+    SKIP = "skip"
+
+
+def left_probability(choice: Choice, label_margin: float = 0.0) -> float | None:
+    """Returns the label of a choice, p(left preferred). The only place that encodes one.
+
+    left -> 1 - margin, right -> margin, equal -> 0.5, skip -> None (no label).
+
+    Args:
+        choice: What the teacher chose.
+        label_margin: How far the labels stay away from 1 and 0; label smoothing, as a
+            defence against wrong answers.
+
+    Raises:
+        ValueError: The margin is outside [0, 0.5), or `choice` is no choice.
+    """
+    if not 0.0 <= label_margin < MAX_LABEL_MARGIN:
+        raise ValueError(f"label_margin must be at least 0 and below {MAX_LABEL_MARGIN}, not {label_margin}")
+    match Choice(choice):
+        case Choice.LEFT:
+            return 1.0 - label_margin
+        case Choice.RIGHT:
+            return label_margin
+        case Choice.EQUAL:
+            return 0.5
+        case Choice.SKIP:
+            return None
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One answered query: what was asked, what was chosen, by whom and when.
+
+    Attributes:
+        query_id: Id of the ordered pair.
+        left_id: Id of the left segment.
+        right_id: Id of the right segment.
+        choice: What the teacher chose.
+        teacher: Name of the teacher, or the pseudonymous id of an annotator.
+        feedback_session: Number of the feedback session, from 0.
+        num_env_steps: Env steps the learner had done when the query was asked.
+        asked_at: When the query was asked, in UTC.
+        answered_at: When it was answered, in UTC.
+
+    Raises:
+        ValueError: An id or the teacher is empty, both sides are the same segment, a count
+            is negative, a time is not in UTC, or the answer came before the question.
+    """
+
+    query_id: str
+    left_id: str
+    right_id: str
+    choice: Choice
+    teacher: str
+    feedback_session: int
+    num_env_steps: int
+    asked_at: datetime
+    answered_at: datetime
+
+    def __post_init__(self) -> None:
+        for name in ("query_id", "left_id", "right_id", "teacher"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must not be empty")
+        if self.left_id == self.right_id:
+            raise ValueError(f"a preference needs two different segments, not {self.left_id} twice")
+        # A plain "left" from a file or a form becomes the enum's member.
+        object.__setattr__(self, "choice", Choice(self.choice))
+        for name in ("feedback_session", "num_env_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        for name in ("asked_at", "answered_at"):
+            if getattr(self, name).utcoffset() != timedelta(0):
+                raise ValueError(f"{name} must be a time in UTC, not {getattr(self, name)!r}")
+        if self.answered_at < self.asked_at:
+            raise ValueError(f"answered_at ({self.answered_at}) must not be before asked_at ({self.asked_at})")

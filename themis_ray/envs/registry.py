@@ -1,0 +1,254 @@
+"""Makes environments from one config and tells what they are like."""
+
+import difflib
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+from gymnasium import spaces
+from pydantic import BaseModel, ConfigDict, Field
+
+from themis_ray.envs.families import FAMILIES, Family, ObservationKind, find_family, infer_observation_kind
+from themis_ray.envs.wrappers import AnyEnv, FixedHorizon, standardise_actions, standardise_observations
+from themis_ray.errors import ConfigError, UnknownNameError, lookup
+
+__all__ = ["EnvConfig", "EnvSpec", "get_env_spec", "list_envs", "make_env"]
+
+MAX_SUGGESTIONS = 5
+
+MUJOCO_PY_IDS = (
+    r"(Reacher|Pusher|Inverted(Double)?Pendulum|HalfCheetah|Hopper|Swimmer|Walker2d|Ant|Humanoid(Standup)?)-v[23]"
+)
+
+# Registered ids that the default install cannot make: JAX, the old gym, mujoco_py, mujoco<3, data missing in the wheel.
+NOT_MAKEABLE = re.compile(r"(phys2d|tabular)/.+|GymV\d+Environment-v0|Pusher-v4|MiniGrid-WFC-.+|" + MUJOCO_PY_IDS)
+
+# True-reward returns: (mean return, where it comes from). "Notes" is section 4 of the project's reference notes.
+REFERENCE_RETURNS: dict[str, tuple[float, str]] = {
+    "Pendulum-v1": (-150.0, "Notes: SAC, 8k-20k env steps; random -1234"),
+    "CartPole-v1": (500.0, "Notes: PPO, 50k-100k env steps, the most there is in 500 env steps; random 22.6"),
+    "LunarLander-v3": (233.0, "Notes: DQN, 50k env steps; random -179"),
+    "MiniGrid-Empty-Random-5x5-v0": (0.97, "Notes: PPO, 100k env steps; random 0.30"),
+    "MiniGrid-DoorKey-5x5-v0": (0.964, "Notes: PPO, 100k env steps"),
+}
+
+
+class EnvConfig(BaseModel):
+    """Which environment, and how its episodes end."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(min_length=1, description="A gymnasium id, module:id, or module:Class of an environment.")
+    kwargs: dict[str, Any] = Field(default={}, description="Keyword arguments of the environment itself.")
+    fixed_horizon: bool | None = Field(
+        default=None, description="Whether every episode lasts `horizon` env steps; None: by family."
+    )
+    horizon: int | None = Field(
+        default=None, ge=1, description="Most env steps per episode; None: the environment's own limit."
+    )
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What a learner and a reward model need to know about an environment made by `make_env`.
+
+    Attributes:
+        id: The id of the config.
+        family: Name of its family.
+        observation_space: A Box: rank 1 float32, or rank 3.
+        action_space: Box, Discrete that starts at 0, or MultiDiscrete.
+        observation_kind: Which network fits the observations.
+        horizon: Most env steps per episode; None where there is no limit or it is not known.
+        is_fixed_horizon: Whether every episode lasts exactly `horizon` env steps.
+        reference_return: A good true-reward return; None where no source is at hand.
+        reference_source: Where that number comes from; empty without one.
+    """
+
+    id: str
+    family: str
+    observation_space: spaces.Box
+    action_space: spaces.Box | spaces.Discrete[Any] | spaces.MultiDiscrete
+    observation_kind: ObservationKind
+    horizon: int | None
+    is_fixed_horizon: bool
+    reference_return: float | None
+    reference_source: str
+
+
+def list_envs(family: str | None = None) -> list[str]:
+    """Lists the registered ids that the installed packages can make.
+
+    Args:
+        family: Only ids of this family; None for all.
+
+    Raises:
+        UnknownNameError: There is no such family.
+    """
+    families = FAMILIES.values() if family is None else (lookup("environment family", family, FAMILIES),)
+    for row in families:
+        _import_family(row)
+    names = {row.name for row in families}
+    return sorted(
+        env_id for env_id in gym.registry if find_family(env_id).name in names and not NOT_MAKEABLE.fullmatch(env_id)
+    )
+
+
+def make_env(config: EnvConfig, *, render_mode: str | None = None) -> AnyEnv:
+    """Makes an environment whose observations are a Box and whose rewards are the true ones.
+
+    Args:
+        config: Which one.
+        render_mode: As in gymnasium, e.g. "rgb_array"; None renders nothing.
+
+    Raises:
+        UnknownNameError: No environment has this id.
+        ConfigError: A package is missing, the kwargs are refused, a space is not supported, or a fixed horizon is
+            asked for where no horizon is known.
+    """
+    return _make(config, render_mode)[0]
+
+
+def get_env_spec(config: EnvConfig) -> EnvSpec:
+    """Describes what `make_env(config)` returns, by making one and closing it.
+
+    Raises:
+        UnknownNameError: As in `make_env`.
+        ConfigError: As in `make_env`.
+    """
+    env, family, horizon, is_fixed_horizon = _make(config, None)
+    observation_space, action_space = env.observation_space, env.action_space
+    _close(env)
+    assert isinstance(observation_space, spaces.Box), observation_space
+    assert isinstance(action_space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete), action_space
+    reference_return, reference_source = REFERENCE_RETURNS.get(config.id, (None, ""))
+    return EnvSpec(
+        id=config.id,
+        family=family.name,
+        observation_space=observation_space,
+        action_space=action_space,
+        observation_kind=infer_observation_kind(observation_space),
+        horizon=horizon,
+        is_fixed_horizon=is_fixed_horizon,
+        reference_return=reference_return,
+        reference_source=reference_source,
+    )
+
+
+def _make(config: EnvConfig, render_mode: str | None) -> tuple[AnyEnv, Family, int | None, bool]:
+    """Returns the wrapped environment, its family, its horizon, and whether that is fixed."""
+    family, target = _find_target(config.id)
+    _set_headless_environment(family, render_mode)
+    env = _create(config, family, target, render_mode)
+    try:
+        horizon = family.find_horizon(env) if config.horizon is None else config.horizon
+        is_fixed_horizon = family.fixed_horizon if config.fixed_horizon is None else config.fixed_horizon
+        env = standardise_actions(standardise_observations(env))
+        if is_fixed_horizon:
+            if horizon is None:
+                raise ConfigError(
+                    f"environment {config.id!r} has no time limit of its own, so a fixed horizon has no length. "
+                    "Set horizon to a number of env steps, or fixed_horizon to false."
+                )
+            env = FixedHorizon(env, horizon)
+        elif horizon is not None:
+            env = gym.wrappers.TimeLimit(env, horizon)
+    except ConfigError:
+        _close(env)
+        raise
+    return env, family, horizon, is_fixed_horizon
+
+
+def _create(config: EnvConfig, family: Family, target: str | Callable[..., AnyEnv], render_mode: str | None) -> AnyEnv:
+    """Makes the environment with its family's wrappers and without a time limit."""
+    kwargs = family.prepare_kwargs(config.kwargs)
+    if render_mode is not None:
+        kwargs["render_mode"] = render_mode
+    try:
+        env = target(**kwargs) if callable(target) else gym.make(target, max_episode_steps=-1, **kwargs)
+        for wrapper in family.wrappers:
+            env = wrapper(env)
+    except (ImportError, gym.error.DependencyNotInstalled) as error:
+        raise ConfigError(f"environment {config.id!r} needs a package that is not here: {error}") from error
+    except Exception as error:  # The environment's own code: whatever it says, the user chose the id and the kwargs.
+        raise ConfigError(
+            f"environment {config.id!r} cannot be made with kwargs {config.kwargs}: {type(error).__name__}: {error}. "
+            "Check kwargs against its documentation."
+        ) from error
+    if not isinstance(env, gym.Env):
+        raise ConfigError(
+            f"{config.id!r} makes a {type(env).__name__}. Give a class or a function that makes a gymnasium.Env."
+        )
+    return env
+
+
+def _find_target(env_id: str) -> tuple[Family, str | Callable[..., AnyEnv]]:
+    """Returns the family, and a registered id or the class or function that `module:Class` names."""
+    module_name, colon, name = env_id.rpartition(":")
+    family = find_family(name)
+    _import_family(family)
+    if not colon:
+        if env_id not in gym.registry:
+            raise _unknown_id(env_id, env_id, gym.registry)
+        return family, env_id
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"environment {env_id!r}: module {module_name!r} cannot be imported ({error}). "
+            "Install its package with pip install, or put its folder on PYTHONPATH."
+        ) from error
+    if name in gym.registry:
+        return family, name
+    if name not in vars(module):
+        public_names = [known for known in vars(module) if not known.startswith("_")]
+        raise _unknown_id(env_id, name, [*gym.registry, *public_names])
+    target: Callable[..., AnyEnv] = vars(module)[name]
+    if not callable(target):
+        raise ConfigError(
+            f"{env_id!r} is a {type(target).__name__}. Give a class or a function that makes a gymnasium.Env."
+        )
+    return FAMILIES["other"], target
+
+
+def _unknown_id(env_id: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """Returns an error with the closest known ids; there are too many to list."""
+    for family in FAMILIES.values():
+        _import_family(family)
+    close = difflib.get_close_matches(name, list(known), n=MAX_SUGGESTIONS)
+    suggestion = f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
+    return UnknownNameError(
+        f"no environment {env_id!r}.{suggestion} Known: see gymnasium.registry; for an id that another package "
+        "registers, write module:id."
+    )
+
+
+def _import_family(family: Family) -> None:
+    """Imports the module that registers a family's ids."""
+    if family.module is None:
+        return
+    try:
+        importlib.import_module(family.module)
+    except ImportError as error:
+        extra = f"[{family.extra}]" if family.extra else ""
+        raise ConfigError(
+            f"{family.name} environments need {family.module!r}, which cannot be imported ({error}). "
+            f"Install with: pip install 'themis-ray{extra}'."
+        ) from error
+
+
+def _set_headless_environment(family: Family, render_mode: str | None) -> None:
+    """Lets frames be drawn on a machine without display or sound card; what the user has set stays."""
+    if render_mode in (None, "human") or sys.platform != "linux":
+        return
+    if "DISPLAY" not in os.environ and "WAYLAND_DISPLAY" not in os.environ:
+        for name, value in family.headless_environment.items():
+            os.environ.setdefault(name, value)
+
+
+def _close(env: AnyEnv) -> None:
+    env.close()  # type: ignore[no-untyped-call]

@@ -1,0 +1,202 @@
+"""Wrappers that give every environment one of three plain observation kinds and, if asked, a fixed horizon."""
+
+from collections.abc import Callable
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from themis_ray.errors import ConfigError
+
+__all__ = ["AnyEnv", "FixedHorizon", "stack_atari_frames", "standardise_actions", "standardise_observations"]
+
+AnyEnv = gym.Env[Any, Any]
+
+ATARI_SCREEN_SIZE = 84
+ATARI_NUM_FRAMES = 4
+ATARI_FRAME_SKIP = 4
+
+FLATTENABLE = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+
+class FixedHorizon(gym.Wrapper[Any, Any, Any, Any]):
+    """Makes every episode exactly `horizon` env steps long.
+
+    Where an environment ends early on failure (CartPole) or on success (MiniGrid), the length of an episode
+    tells how good it was: a learner that is paid any positive reward survives, one that is paid any negative
+    reward gives up, whatever the teacher said. A learned reward is then judged by its sign and not by what it
+    learned. So an episode that ends early continues in an absorbing state: the last observation is returned
+    again with reward 0 until `horizon` env steps are over, then the episode is truncated. The simulator is not
+    stepped meanwhile, the true return is unchanged, and `terminated` is never true, so that a learner
+    bootstraps at the horizon.
+
+    `info["is_absorbing"]` is true for env steps that began in the absorbing state.
+
+    See Kostrikov et al. 2019, "Discriminator-Actor-Critic" (arXiv 1809.02925), the seals suite
+    (HumanCompatibleAI/seals), and "Limitations on Horizon Length" in the documentation of imitation.
+
+    Args:
+        env: The environment; its own time limit may be shorter, equal or longer.
+        horizon: Env steps per episode.
+
+    Raises:
+        ConfigError: `horizon` is not positive.
+    """
+
+    def __init__(self, env: AnyEnv, horizon: int) -> None:
+        if horizon < 1:
+            raise ConfigError(f"horizon {horizon} is not an episode length. Give a whole number of env steps >= 1.")
+        super().__init__(env)
+        self.horizon = horizon
+        self._num_env_steps = 0
+        self._is_absorbing = False
+        self._last_observation: Any = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Starts an episode; `seed` and `options` go to the environment."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._num_env_steps = 0
+        self._is_absorbing = False
+        self._last_observation = observation
+        return observation, {**info, "is_absorbing": False}
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Steps the environment, or stays in the absorbing state where its episode is over."""
+        self._num_env_steps += 1
+        is_truncated = self._num_env_steps >= self.horizon
+        if self._is_absorbing:
+            return self._last_observation, 0.0, False, is_truncated, {"is_absorbing": True}
+        observation, reward, is_inner_terminated, is_inner_truncated, info = self.env.step(action)
+        self._is_absorbing = is_inner_terminated or is_inner_truncated
+        self._last_observation = observation
+        return observation, float(reward), False, is_truncated, {**info, "is_absorbing": False}
+
+
+class Standardise(gym.ObservationWrapper[Any, Any, Any]):
+    """Maps observations into a Box by one function.
+
+    Args:
+        env: The environment.
+        convert: From an observation of `env` to an array of `observation_space`.
+        observation_space: The new space.
+    """
+
+    def __init__(self, env: AnyEnv, convert: Callable[[Any], NDArray[Any]], observation_space: spaces.Box) -> None:
+        super().__init__(env)
+        self._convert = convert
+        self.observation_space = observation_space
+
+    def observation(self, observation: Any) -> NDArray[Any]:
+        """Returns the converted observation."""
+        return self._convert(observation)
+
+
+class _ShiftAction(gym.ActionWrapper[Any, Any, Any]):
+    """Lets a Discrete action space that starts elsewhere start at 0."""
+
+    def __init__(self, env: AnyEnv, space: spaces.Discrete[Any]) -> None:
+        super().__init__(env)
+        self._start = space.start
+        self.action_space = spaces.Discrete(int(space.n))
+
+    def action(self, action: Any) -> Any:
+        return action + self._start
+
+
+def standardise_observations(env: AnyEnv) -> AnyEnv:
+    """Returns `env` with a Box observation space: float32 of rank 1, or rank 3 as float32 or uint8.
+
+    A Box of rank 3 keeps its shape (an image or a grid) and stays uint8 where it is; every other Box is
+    flattened; Discrete, MultiDiscrete and MultiBinary become one-hot vectors or bits; Dict and Tuple of these
+    become one concatenated vector in gymnasium's order.
+
+    Raises:
+        ConfigError: The space holds parts that have no fixed-size vector, such as Text, Graph or Sequence.
+    """
+    space = env.observation_space
+    _refuse_unflattenable(space, space)
+    if isinstance(space, spaces.Box) and len(space.shape) == 3:
+        if space.dtype in (np.uint8, np.float32):
+            return env
+        return Standardise(env, _to_float32, _float32_box(space))
+    flat_space = spaces.flatten_space(space)
+    assert isinstance(flat_space, spaces.Box), flat_space
+    if isinstance(space, spaces.Box):
+        if space.dtype == np.float32 and len(space.shape) == 1:
+            return env
+        return Standardise(env, _to_float32_vector, _float32_box(flat_space))
+    return Standardise(
+        env, lambda observation: _to_float32(spaces.flatten(space, observation)), _float32_box(flat_space)
+    )
+
+
+def standardise_actions(env: AnyEnv) -> AnyEnv:
+    """Returns `env` with a Box, MultiDiscrete or zero-based Discrete action space.
+
+    Raises:
+        ConfigError: The action space is of another type, or a MultiDiscrete that is not a zero-based vector.
+    """
+    space = env.action_space
+    if isinstance(space, spaces.Discrete):
+        return env if space.start == 0 else _ShiftAction(env, space)
+    if isinstance(space, spaces.MultiDiscrete) and len(space.shape) == 1 and not np.any(space.start):
+        return env
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        return env
+    raise ConfigError(
+        f"action space {space} is not supported. Supported: Box of floats, Discrete, MultiDiscrete of rank 1 "
+        "that starts at 0. Wrap the environment so that it takes one of these."
+    )
+
+
+def stack_atari_frames(env: AnyEnv) -> AnyEnv:
+    """Returns an `ALE/*` environment with the usual Atari observations.
+
+    Screens become the last 4 gray frames, (84, 84, 4) uint8, 4 screens apart (Mnih et al. 2015; the end of a
+    life is not the end of an episode). RAM observations, (128,) uint8, become bytes / 255 as float32.
+
+    Args:
+        env: Made with `frameskip=1` unless it observes the RAM.
+    """
+    if len(env.observation_space.shape or ()) == 1:
+        shape = env.observation_space.shape
+        return Standardise(env, _ram_to_float32, spaces.Box(0.0, 1.0, shape, np.float32))
+    env = gym.wrappers.AtariPreprocessing(env, frame_skip=ATARI_FRAME_SKIP, screen_size=ATARI_SCREEN_SIZE)
+    env = gym.wrappers.FrameStackObservation(env, ATARI_NUM_FRAMES)
+    shape = (ATARI_SCREEN_SIZE, ATARI_SCREEN_SIZE, ATARI_NUM_FRAMES)
+    return Standardise(env, _channels_last, spaces.Box(0, 255, shape, np.uint8))
+
+
+def _refuse_unflattenable(space: spaces.Space[Any], whole: spaces.Space[Any]) -> None:
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces
+        for part in parts:
+            _refuse_unflattenable(part, whole)
+    elif not isinstance(space, FLATTENABLE):
+        raise ConfigError(
+            f"observation space {whole} is not supported: {type(space).__name__} has no fixed-size vector. Supported: "
+            "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these. Wrap the environment to drop it."
+        )
+
+
+def _float32_box(space: spaces.Box) -> spaces.Box:
+    with np.errstate(over="ignore"):  # A float64 bound beyond float32 means "no bound".
+        return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
+
+
+def _to_float32(observation: Any) -> NDArray[np.float32]:
+    return np.asarray(observation, dtype=np.float32)
+
+
+def _to_float32_vector(observation: Any) -> NDArray[np.float32]:
+    return np.asarray(observation, dtype=np.float32).reshape(-1)
+
+
+def _ram_to_float32(observation: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return observation.astype(np.float32) / np.float32(255)
+
+
+def _channels_last(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(np.moveaxis(frames, 0, -1))

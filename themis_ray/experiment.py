@@ -1,0 +1,247 @@
+"""The main job: train one agent, write its run folder, and tell what happened line by line."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import platform
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from themis_ray.config import ExperimentConfig
+from themis_ray.envs import EnvSpec
+from themis_ray.errors import CheckpointError
+from themis_ray.plots import plot_run
+from themis_ray.randomness import RandomStreams, seed_python
+from themis_ray.rllib import build_algorithm_config, deterministic_policy, evaluate, random_policy
+from themis_ray.tracking import RunFolder, make_loggers
+
+__all__ = ["Iteration", "ray_session", "run_experiment"]
+
+logger = logging.getLogger("themis_ray")
+
+OBJECT_STORE_BYTES = 512 * 2**20
+LEARNER_METRICS = {
+    "policy_loss": ("policy_loss",),
+    "critic_loss": ("critic_loss", "vf_loss"),
+    "entropy": ("entropy",),
+    "alpha": ("alpha",),
+    "q_mean": ("q_mean",),
+}
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One line of metrics, as it was written.
+
+    Args:
+        metrics: Keys as in `themis_ray.tracking.METRICS`.
+        summary: The run's summary, with the last iteration only.
+    """
+
+    metrics: Mapping[str, Any]
+    summary: Mapping[str, Any] | None = None
+
+
+@contextlib.contextmanager
+def ray_session() -> Iterator[None]:
+    """Use the cluster that RAY_ADDRESS names or that is up already; else start a small one and end it afterwards."""
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "themis"}
+    if not os.environ.get("RAY_ADDRESS"):
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    ray.init(**options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run_experiment(
+    config: ExperimentConfig, spec: EnvSpec, folder: RunFolder, *, is_resumed: bool = False
+) -> Iterator[Iteration]:
+    """Train until `num_env_steps`, yielding each line of metrics; the last iteration carries the summary.
+
+    Args:
+        config: Resolved by `themis_ray.config.resolve`.
+        spec: From the same call.
+        folder: Where everything is written.
+        is_resumed: Go on from the folder's newest checkpoint; without one, start over and keep the stored answers.
+
+    Raises:
+        CheckpointError: The newest checkpoint cannot be read.
+        DataError: The stored preferences cannot be read.
+    """
+    _quieten()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    seed_python(config.seed)
+    with ray_session(), _log_file(folder.path / "run.log"):
+        algorithm = build_algorithm_config(config, folder.path.resolve()).build_algo()
+        try:
+            rows = _restore(algorithm, folder) if is_resumed else []
+            yield from _train(algorithm, config, spec, folder, rows)
+        finally:
+            algorithm.stop()
+
+
+def _train(
+    algorithm: Any, config: ExperimentConfig, spec: EnvSpec, folder: RunFolder, rows: list[dict[str, Any]]
+) -> Iterator[Iteration]:
+    loggers = make_loggers(folder, config)
+    summary: dict[str, Any] | None = None
+    wall_s_before = float(rows[-1]["wall_s"]) if rows else 0.0
+    assert config.checkpoint_interval is not None
+    next_checkpoint = algorithm.env_steps + config.checkpoint_interval
+    started = last = time.perf_counter()
+    last_steps = algorithm.env_steps
+    try:
+        while algorithm.env_steps < config.num_env_steps:
+            phase = algorithm.loop.phase(algorithm.env_steps)
+            result = algorithm.train()
+            now = time.perf_counter()
+            row = {
+                **_metrics(algorithm, result),
+                "iteration": len(rows) + 1,
+                "phase": phase,
+                "env_steps_per_s": (algorithm.env_steps - last_steps) / (now - last),
+                "wall_s": wall_s_before + now - started,
+            }
+            last, last_steps = now, algorithm.env_steps
+            rows.append(row)
+            for run_logger in loggers:
+                run_logger.log(row)
+            if algorithm.env_steps >= min(next_checkpoint, config.num_env_steps):
+                about = {"num_env_steps": algorithm.env_steps, "iteration": len(rows), "seed": config.seed}
+                folder.add_checkpoint(algorithm, about, config.num_checkpoints_kept)
+                next_checkpoint = algorithm.env_steps + config.checkpoint_interval
+            if algorithm.env_steps < config.num_env_steps:
+                yield Iteration(row)
+        summary = _summary(algorithm, config, spec, rows)
+        folder.write_summary(summary)
+        plot_run(folder.read_metrics(), summary, folder.path / "plot.png")
+        yield Iteration(rows[-1] if rows else {}, summary)
+    finally:
+        for run_logger in loggers:
+            run_logger.close(summary)
+
+
+def _restore(algorithm: Any, folder: RunFolder) -> list[dict[str, Any]]:
+    """Load the newest checkpoint, start fresh episodes, and return the lines of metrics up to it."""
+    latest = folder.latest_checkpoint()
+    if latest is None:
+        logger.info("No checkpoint yet: starting over; %d stored answers stay.", algorithm.loop.dataset.num_queries)
+        folder.rewind_metrics(-1)
+        return []
+    path, about = latest
+    try:
+        algorithm.restore_from_path(str(path.resolve()))
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({type(error).__name__}: {error}). Delete it to resume from the one before."
+        ) from error
+    algorithm.reset_environments()
+    folder.rewind_metrics(about["num_env_steps"])
+    logger.info("Resumed from %s at %d env steps.", path.name, about["num_env_steps"])
+    return folder.read_metrics()
+
+
+def _metrics(algorithm: Any, result: Mapping[str, Any]) -> dict[str, Any]:
+    runners = result.get("env_runners", {})
+    learner = result.get("learners", {}).get("default_policy", {})
+    loop = algorithm.loop
+    row: dict[str, Any] = {
+        "num_env_steps": algorithm.env_steps,
+        "true_return_mean": float(runners.get("episode_return_mean", math.nan)),
+        "episode_length_mean": float(runners.get("episode_len_mean", math.nan)),
+        "num_episodes": int(runners.get("num_episodes_lifetime", 0)),
+        "predicted_return_mean": loop.predicted_return_mean,
+        "queries_asked": loop.dataset.num_queries,
+        "num_preferences": loop.dataset.num_preferences,
+        "reward_version": loop.reward_model.version if loop.reward_model else 0,
+    }
+    for name in ("fit_loss", "fit_accuracy", "fit_num_epochs", "heldout_accuracy", "reward_correlation"):
+        row[name] = loop.info.get(name, math.nan)
+    for name, keys in LEARNER_METRICS.items():
+        row[name] = next((float(learner[key]) for key in keys if key in learner), math.nan)
+    return row
+
+
+def _summary(
+    algorithm: Any, config: ExperimentConfig, spec: EnvSpec, rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    # Streams of their own, so that the final evaluation is the same however the run was interrupted.
+    streams = RandomStreams(config.seed)
+    seeds = streams["evaluation"].integers(2**31, size=config.num_evaluation_episodes).tolist()
+    returns = evaluate(deterministic_policy(algorithm.env_runner.module), config.env, seeds)
+    random_returns = evaluate(random_policy(spec.action_space, streams["random_policy"]), config.env, seeds)
+    loop = algorithm.loop
+    final = dict(loop.info)
+    if loop.has_fitted_reward:
+        final.update(loop.measure_reward())
+    wall_s = float(rows[-1]["wall_s"]) if rows else 0.0
+    return {
+        "env_id": config.env.id,
+        "algorithm": config.algorithm.name,
+        "seed": config.seed,
+        "learn_reward": config.learn_reward,
+        "teacher": config.teacher.name,
+        "sampler": config.feedback.sampler,
+        "num_env_steps": algorithm.env_steps,
+        "true_return_mean": float(returns.mean()),
+        "true_return_std": float(returns.std()),
+        "random_return_mean": float(random_returns.mean()),
+        "reference_return": spec.reference_return,
+        "reference_source": spec.reference_source,
+        "num_evaluation_episodes": len(returns),
+        "budget": config.feedback.budget,
+        "queries_asked": loop.dataset.num_queries,
+        "num_preferences": loop.dataset.num_preferences,
+        "heldout_accuracy": final.get("heldout_accuracy", math.nan),
+        "reward_correlation": final.get("reward_correlation", math.nan),
+        "num_reward_actor_restarts": loop.reward_model.num_restarts if loop.reward_model else 0,
+        "env_steps_per_s": algorithm.env_steps / wall_s if wall_s else math.nan,
+        "wall_s": wall_s,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("themis-ray", "ray", "torch", "gymnasium", "numpy")},
+        },
+    }
+
+
+@contextlib.contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    """Write what the package logs into the run folder too."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def _quieten() -> None:
+    """Keep libraries' notices about their own internals off the screen."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::DeprecationWarning")
+    for name in ("ray", "ray.rllib", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(gymnasium|pygame|ray)\b.*")

@@ -1,0 +1,86 @@
+"""Unsupervised exploration: an intrinsic reward for states far from all states seen (PEBBLE, Lee et al. 2021)."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+_MAX_CHUNK_BYTES = 2**25
+
+
+@torch.inference_mode()
+def state_entropy_rewards(
+    observations: NDArray[Any], reference: NDArray[Any], k: int = 5, *, is_in_reference: bool = True
+) -> NDArray[np.float32]:
+    """Returns the distance of each observation to its k-th nearest neighbour in `reference`, (N,).
+
+    r(s) = ||s - s_k||, a particle estimate of the state entropy (PEBBLE equation 4, as B-Pref computes it: without the
+    logarithm). Neighbours are found through one matrix product per chunk; the distance to the one found is exact.
+
+    Args:
+        observations: (N, *observation_shape), any type.
+        reference: (M, *observation_shape), M >= 1, the states seen so far.
+        k: Which neighbour. With fewer than k in the reference it is the farthest.
+        is_in_reference: The observations are themselves in the reference; each then skips one neighbour, itself.
+
+    Raises:
+        ValueError: k is below 1 or the reference is empty.
+    """
+    if k < 1 or len(reference) == 0:
+        raise ValueError(f"k must be at least 1 (is {k}) and the reference must not be empty (has {len(reference)})")
+    targets = torch.from_numpy(_flat(reference))
+    centre = targets.mean(dim=0)
+    targets -= centre  # distances stay; the matrix product loses fewer digits near the origin
+    half_squares = targets.square().sum(dim=1) / 2
+    rank = min(k + int(is_in_reference), len(targets))
+    rewards = np.empty(len(observations), np.float32)
+    chunk_size = max(1, _MAX_CHUNK_BYTES // (4 * max(targets.shape)))
+    for start in range(0, len(observations), chunk_size):
+        rows = slice(start, start + chunk_size)
+        points = torch.from_numpy(_flat(observations[rows])) - centre
+        closeness = torch.addmm(half_squares, points, targets.T, beta=-1)  # (|s|^2 - |s - t|^2) / 2
+        neighbour = closeness.topk(rank, dim=1).indices[:, -1]
+        rewards[rows] = (points - targets[neighbour]).norm(dim=1).numpy()
+    return rewards
+
+
+class RunningStd:
+    """Standard deviation over all values ever seen (Welford 1962, merged in batches as Chan et al. 1979)."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._mean = 0.0
+        self._sum_squares = 0.0
+
+    def update(self, values: NDArray[Any]) -> None:
+        """Takes in all elements of `values` (any shape, may be empty)."""
+        if values.size == 0:
+            return
+        values = np.asarray(values, np.float64)
+        mean = float(values.mean())
+        count = self._count + values.size
+        delta = mean - self._mean
+        self._sum_squares += float(np.square(values - mean).sum()) + delta**2 * self._count * values.size / count
+        self._mean += delta * values.size / count
+        self._count = count
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation, as `numpy.std`; 1.0 before the first value. May be 0."""
+        return float(np.sqrt(self._sum_squares / self._count)) if self._count else 1.0
+
+    def get_state(self) -> dict[str, float]:
+        """Returns what `set_state` needs, plain numbers."""
+        return {"count": self._count, "mean": self._mean, "sum_squares": self._sum_squares}
+
+    def set_state(self, state: dict[str, float]) -> None:
+        """Restores `get_state`, bit for bit."""
+        self._count = int(state["count"])
+        self._mean = float(state["mean"])
+        self._sum_squares = float(state["sum_squares"])
+
+
+def _flat(observations: NDArray[Any]) -> NDArray[np.float32]:
+    """Returns a float32 copy (N, D)."""
+    return np.array(observations, np.float32).reshape(len(observations), -1)

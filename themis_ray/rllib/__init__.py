@@ -1,0 +1,35 @@
+"""How the loop plugs into RLlib: algorithms, networks, replay, and the reward model as an actor."""
+
+from themis_ray.rllib.algorithms import PreferenceDQN, PreferencePPO, PreferenceSAC, build_algorithm_config
+from themis_ray.rllib.evaluation import deterministic_policy, evaluate, random_policy
+from themis_ray.rllib.loop import PreferenceLoop
+from themis_ray.rllib.replay import ReplayBuffer, Transitions
+from themis_ray.rllib.reward_actor import RewardModel, RewardModelActor, RewardModelSpec
+from themis_ray.rllib.settings import (
+    AlgorithmSettings,
+    ExplorationSettings,
+    LoopSettings,
+    ResourceSettings,
+    resolve_algorithm,
+)
+
+__all__ = [
+    "AlgorithmSettings",
+    "ExplorationSettings",
+    "LoopSettings",
+    "PreferenceDQN",
+    "PreferenceLoop",
+    "PreferencePPO",
+    "PreferenceSAC",
+    "ReplayBuffer",
+    "ResourceSettings",
+    "RewardModel",
+    "RewardModelActor",
+    "RewardModelSpec",
+    "Transitions",
+    "build_algorithm_config",
+    "deterministic_policy",
+    "evaluate",
+    "random_policy",
+    "resolve_algorithm",
+]

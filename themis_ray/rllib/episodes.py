@@ -1,0 +1,49 @@
+"""From RLlib's episode objects to plain arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
+
+from themis_ray.data import EpisodeChunk
+from themis_ray.rllib.replay import Transitions
+
+__all__ = ["attach_column", "to_chunk", "to_transitions"]
+
+
+def to_chunk(episode: SingleAgentEpisode) -> EpisodeChunk:
+    """Return the steps of an episode piece of T >= 1 steps; its true rewards are the environment's."""
+    num_steps = len(episode)
+    return EpisodeChunk(
+        episode_id=episode.id_,
+        start_step=episode.t_started,
+        observations=np.asarray(episode.get_observations(slice(0, num_steps))),
+        actions=np.asarray(episode.get_actions(slice(0, num_steps))),
+        true_rewards=np.asarray(episode.get_rewards(slice(0, num_steps)), np.float32),
+        is_done=episode.is_done,
+    )
+
+
+def to_transitions(episodes: Sequence[SingleAgentEpisode]) -> Transitions:
+    """Return all steps of all episode pieces as rows, in order."""
+    observations, next_observations, actions, rewards, terminated = [], [], [], [], []
+    for episode in episodes:
+        num_steps = len(episode)
+        states = np.asarray(episode.get_observations(slice(0, num_steps + 1)))
+        observations.append(states[:-1])
+        next_observations.append(states[1:])
+        actions.append(np.asarray(episode.get_actions(slice(0, num_steps))))
+        rewards.append(np.asarray(episode.get_rewards(slice(0, num_steps)), np.float32))
+        flags = np.zeros(num_steps, np.bool_)
+        flags[-1] = episode.is_terminated
+        terminated.append(flags)
+    return Transitions(*(np.concatenate(x) for x in (observations, next_observations, actions, rewards, terminated)))
+
+
+def attach_column(episode: SingleAgentEpisode, name: str, values: Any) -> None:
+    """Put a column of one value per step beside the model outputs, from where it travels into the train batch."""
+    episode.extra_model_outputs[name] = InfiniteLookbackBuffer(np.asarray(values), lookback=0)

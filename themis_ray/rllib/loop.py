@@ -1,0 +1,291 @@
+"""The preference loop as one checkpointable component of an RLlib Algorithm.
+
+It holds what RLlib does not know: phase, random streams, episode pool, preferences, reward model, replay. Because it
+is an RLlib `Checkpointable`, Tune, `Algorithm.from_checkpoint` and `themis train --resume` save and restore all of it
+through the same code.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import deque
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from ray.rllib.utils.checkpoints import Checkpointable
+
+from themis_ray.data import EpisodePool, Preference, PreferenceDataset, Query
+from themis_ray.envs import EnvSpec
+from themis_ray.feedback import (
+    SAMPLERS,
+    Candidates,
+    make_teacher,
+    queries_due,
+    session_plan,
+)
+from themis_ray.randomness import RandomStreams
+from themis_ray.reward import RunningStd, left_probabilities, state_entropy_rewards
+from themis_ray.rllib.replay import ReplayBuffer
+from themis_ray.rllib.reward_actor import RewardModel
+from themis_ray.rllib.settings import LoopSettings
+
+__all__ = ["COMPONENT_PREFERENCE_LOOP", "Phase", "PreferenceLoop"]
+
+logger = logging.getLogger("themis_ray")
+
+COMPONENT_PREFERENCE_LOOP = "preference_loop"
+Phase = Literal["seed", "exploration", "preference"]
+
+POOL_NUM_ENV_STEPS = 50_000
+NUM_PREDICTED_RETURNS = 10
+NUM_HELDOUT_PAIRS = {"vector": 100, "grid": 100, "image": 20}
+
+
+class PreferenceLoop(Checkpointable):
+    """Decides when people or programs are asked, about what, and what the learner is paid.
+
+    Args:
+        settings: Resolved settings of the experiment.
+        spec: What the environment is like.
+        dataset_path: Folder of the preference dataset; what it already holds counts against the budget.
+        reward_model: The reward actor's client; None when the learner is paid the true reward.
+        replay: The off-policy learner's experience, part of what is saved; None for on-policy learners.
+    """
+
+    def __init__(
+        self,
+        settings: LoopSettings,
+        spec: EnvSpec,
+        dataset_path: Path,
+        reward_model: RewardModel | None,
+        replay: ReplayBuffer | None,
+    ) -> None:
+        self.settings = settings
+        self.spec = spec
+        self.reward_model = reward_model
+        self.replay = replay
+        self.streams = RandomStreams(settings.seed)
+        self.pool = EpisodePool(settings.env.id, POOL_NUM_ENV_STEPS)
+        self.dataset = PreferenceDataset(dataset_path)
+        self.info: dict[str, float] = {}
+        self._teacher = make_teacher(settings.teacher)
+        self._intrinsic_std = RunningStd()
+        self.num_updates_owed = 0.0
+        self._num_fitted_queries = 0
+        self._predicted_returns: dict[str, float] = {}
+        self._finished_predicted_returns: deque[float] = deque(maxlen=NUM_PREDICTED_RETURNS)
+        exploration = settings.exploration
+        assert exploration.num_seed_steps is not None
+        assert exploration.num_env_steps is not None
+        self.num_seed_steps = exploration.num_seed_steps
+        self.num_steps_before_feedback = exploration.num_seed_steps + exploration.num_env_steps
+        num_steps_left = settings.num_env_steps - self.num_steps_before_feedback
+        last_step = self.num_steps_before_feedback + max(1, int(settings.feedback.until_share * num_steps_left))
+        self._plan = session_plan(settings.feedback, self.num_steps_before_feedback, last_step)
+
+    # ---------------------------------------------------------------- what the learner is paid
+
+    def phase(self, env_step: int) -> Phase:
+        """Return the phase that the step after `env_step` env steps belongs to."""
+        if env_step < self.num_seed_steps:
+            return "seed"
+        return "exploration" if env_step < self.num_steps_before_feedback else "preference"
+
+    @property
+    def has_fitted_reward(self) -> bool:
+        """Whether predictions mean anything yet."""
+        return self.reward_model is not None and self.reward_model.version > 0
+
+    def intrinsic_rewards(self, observations: NDArray[Any], reference: NDArray[Any]) -> NDArray[np.float32]:
+        """Return state-entropy rewards of N observations against M references, over their running std, (N,)."""
+        distances = state_entropy_rewards(observations, reference, self.settings.exploration.num_neighbors)
+        self._intrinsic_std.update(distances)
+        return (distances / (self._intrinsic_std.std or 1.0)).astype(np.float32)
+
+    def count_predicted_returns(self, episodes: Sequence[Any], rewards: NDArray[np.float32]) -> None:
+        """Add predicted rewards (N,) of consecutive RLlib episode pieces to the returns of their episodes."""
+        stops = np.cumsum([len(episode) for episode in episodes])
+        for episode, part in zip(episodes, np.split(rewards, stops[:-1]), strict=True):
+            total = self._predicted_returns.pop(episode.id_, 0.0) + float(part.sum())
+            if episode.is_done:
+                self._finished_predicted_returns.append(total)
+            else:
+                self._predicted_returns[episode.id_] = total
+
+    @property
+    def predicted_return_mean(self) -> float:
+        """Mean predicted return of the last finished episodes; NaN before the first."""
+        returns = self._finished_predicted_returns
+        return float(np.mean(returns)) if returns else float("nan")
+
+    # ---------------------------------------------------------------- feedback
+
+    def hold_session_if_due(self, env_step: int) -> bool:
+        """Ask, store, fit and measure when the schedule says so; tell whether the reward model changed.
+
+        Answers that were stored after the last fit, by a run that was killed, are fitted too.
+        """
+        if self.reward_model is None or env_step < self.num_steps_before_feedback:
+            return False
+        num_due = queries_due(self._plan, env_step) - self.dataset.num_queries
+        can_ask = self.pool.num_starts(self._segment_length) >= 2
+        if num_due > 0 and can_ask:
+            self._ask(num_due, env_step)
+        if self.dataset.num_queries == self._num_fitted_queries:
+            return False
+        self._num_fitted_queries = self.dataset.num_queries
+        if self.dataset.num_preferences == 0:
+            return False
+        info = self.reward_model.fit(
+            self.dataset.labelled_pairs(self.settings.reward.label_margin), self.streams.draw_seed("fit")
+        )
+        self.info = {f"fit_{name}": value for name, value in info.items()}
+        self.info.update(self.measure_reward())
+        return True
+
+    @property
+    def _segment_length(self) -> int:
+        length = self.settings.feedback.segment_length
+        assert length is not None
+        return length
+
+    def _ask(self, num_queries: int, env_step: int) -> None:
+        queries = self._choose_queries(num_queries)
+        asked_at = datetime.now(UTC)
+        returns, lengths = self.pool.recent_returns()
+        choices = self._teacher.answer(queries, self.streams["teacher"], (returns, lengths))
+        answered_at = datetime.now(UTC)
+        last = self.dataset.preferences[-1].feedback_session if self.dataset.num_queries else -1
+        self.dataset.append(
+            queries,
+            [
+                Preference(
+                    query_id=query.id,
+                    left_id=query.left.id,
+                    right_id=query.right.id,
+                    choice=choice,
+                    teacher=self._teacher.name,
+                    feedback_session=last + 1,
+                    num_env_steps=env_step,
+                    asked_at=asked_at,
+                    answered_at=answered_at,
+                )
+                for query, choice in zip(queries, choices, strict=True)
+            ],
+        )
+
+    def _choose_queries(self, num_queries: int) -> list[Query]:
+        """Draw candidates and let the sampler pick; the first session is uniform, for want of a fitted ensemble."""
+        feedback = self.settings.feedback
+        sampler = feedback.sampler if self.has_fitted_reward else "uniform"
+        rng = self.streams["sampler"]
+        if sampler == "uniform":
+            return self.pool.sample_queries(num_queries, self._segment_length, rng)
+        num_candidates = num_queries * feedback.candidates_per_query
+        queries = self.pool.sample_queries(num_candidates, self._segment_length, rng)
+        left, right = (self._segment_returns([getattr(query, side) for query in queries]) for side in ("left", "right"))
+        candidates = Candidates(left_probabilities=left_probabilities(left, right))
+        return [queries[i] for i in SAMPLERS[sampler](candidates, num_queries, rng)]
+
+    def _segment_returns(self, segments: Sequence[Any]) -> NDArray[np.float32]:
+        assert self.reward_model is not None
+        observations = np.stack([segment.observations for segment in segments])
+        return self.reward_model.segment_returns(observations, np.stack([segment.actions for segment in segments]))
+
+    def measure_reward(self) -> dict[str, float]:
+        """Compare the reward model with the true reward on fresh pairs that no teacher was asked about.
+
+        Returns:
+            heldout_accuracy: share of pairs with different true returns that the ensemble orders the same way;
+            reward_correlation: Pearson correlation of predicted and true reward over the steps of these pairs.
+            NaN where the true reward leaves nothing to compare.
+        """
+        assert self.reward_model is not None
+        num_pairs = NUM_HELDOUT_PAIRS[self.spec.observation_kind]
+        queries = self.pool.sample_queries(num_pairs, self._segment_length, self.streams["heldout"])
+        segments = [segment for query in queries for segment in (query.left, query.right)]
+        predicted = self.reward_model.predict(
+            np.concatenate([segment.observations for segment in segments]),
+            np.concatenate([segment.actions for segment in segments]),
+        )
+        true = np.concatenate([segment.true_rewards for segment in segments])
+        predicted_returns, true_returns = (x.reshape(num_pairs, 2, -1).sum(-1) for x in (predicted, true))
+        margin = true_returns[:, 0] - true_returns[:, 1]
+        is_told_apart = np.abs(margin) > 1e-6
+        agrees = (margin > 0) == (predicted_returns[:, 0] > predicted_returns[:, 1])
+        can_correlate = true.std() > 1e-8 and predicted.std() > 1e-8
+        return {
+            "heldout_accuracy": float(agrees[is_told_apart].mean()) if is_told_apart.any() else float("nan"),
+            "reward_correlation": float(np.corrcoef(predicted, true)[0, 1]) if can_correlate else float("nan"),
+        }
+
+    # ---------------------------------------------------------------- state
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **_: Any) -> dict[str, Any]:
+        """Return everything that a restored loop needs to go on as if it had not stopped."""
+        del components, not_components
+        queries = [
+            Query(self.dataset.segment(preference.left_id), self.dataset.segment(preference.right_id))
+            for preference in self.dataset.preferences
+        ]
+        return {
+            "streams": self.streams.get_state(),
+            "pool": self.pool.get_state(),
+            "queries": queries,
+            "preferences": list(self.dataset.preferences),
+            "num_fitted_queries": self._num_fitted_queries,
+            "intrinsic_std": self._intrinsic_std.get_state(),
+            "info": dict(self.info),
+            "num_updates_owed": self.num_updates_owed,
+            "predicted_returns": (dict(self._predicted_returns), list(self._finished_predicted_returns)),
+            "reward_model": None if self.reward_model is None else self.reward_model.state,
+            "replay": None if self.replay is None else self.replay.get_state(),
+            "global_generators": (torch.get_rng_state(), np.random.get_state(), random.getstate()),  # noqa: NPY002
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore `get_state`. Answers on disk that are newer than the state stay; older ones that miss are added."""
+        self.streams.set_state(state["streams"])
+        self.pool.set_state(state["pool"])
+        self._restore_dataset(state["queries"], state["preferences"])
+        self._num_fitted_queries = state["num_fitted_queries"]
+        self._intrinsic_std.set_state(state["intrinsic_std"])
+        self.info = dict(state["info"])
+        self.num_updates_owed = state["num_updates_owed"]
+        self._predicted_returns = dict(state["predicted_returns"][0])
+        self._finished_predicted_returns.clear()
+        self._finished_predicted_returns.extend(state["predicted_returns"][1])
+        if self.reward_model is not None and state["reward_model"] is not None:
+            self.reward_model.load(state["reward_model"])
+        if self.replay is not None and state["replay"] is not None:
+            self.replay.set_state(state["replay"])
+        torch_state, numpy_state, python_state = state["global_generators"]
+        torch.set_rng_state(torch_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
+
+    def _restore_dataset(self, queries: list[Query], preferences: list[Preference]) -> None:
+        stored = self.dataset.num_queries
+        if stored > len(preferences):
+            logger.info("Kept %d answers given after the checkpoint.", stored - len(preferences))
+            return
+        by_session: dict[int, list[int]] = {}
+        for i in range(stored, len(preferences)):
+            by_session.setdefault(preferences[i].feedback_session, []).append(i)
+        for rows in by_session.values():
+            self.dataset.append([queries[i] for i in rows], [preferences[i] for i in rows])
+
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return nothing: the algorithm builds its loop itself, then restores it."""
+        return (), {}
+
+    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
+        """Return nothing: everything is in `get_state`."""
+        return []
+

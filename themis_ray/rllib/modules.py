@@ -1,0 +1,250 @@
+"""Policy and value networks: one light RLModule per learner, with the encoder that fits the observation.
+
+uint8 observations stay uint8 in episodes, replay and transfers and become float32 only inside the encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.distribution.torch.torch_distribution import TorchMultiCategorical
+from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from torch import Tensor, nn
+
+from themis_ray.envs import infer_observation_kind
+
+__all__ = ["DQNModule", "Encoder", "PPOModule", "SACModule"]
+
+LOG_STD_RANGE = (-20.0, 2.0)
+
+
+def _conv_layers(kind: str, channels: int) -> nn.Sequential:
+    """Nature-DQN filters for images; small 2x2 filters for grids such as MiniGrid's 7x7 view."""
+    if kind == "image":
+        filters = [(channels, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)]
+    else:
+        filters = [(channels, 16, 2, 1), (16, 32, 2, 1), (32, 64, 2, 1)]
+    layers: list[nn.Module] = []
+    for inputs, outputs, size, stride in filters:
+        layers += [nn.Conv2d(inputs, outputs, size, stride), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten())
+
+
+class Encoder(nn.Module):
+    """Observation, and optionally an action beside it, to a feature vector.
+
+    Args:
+        space: A Box; (D,) vectors of any rank are flattened, (H, W, C) images and grids are convolved.
+        hidden_sizes: Widths of the fully connected layers.
+        action_size: Numbers that are appended to the flattened observation features; 0 for none.
+        activation: Layer class between the fully connected layers.
+    """
+
+    def __init__(
+        self,
+        space: gym.Space[Any],
+        hidden_sizes: Sequence[int],
+        action_size: int = 0,
+        activation: type[nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        assert space.shape is not None
+        self.kind = infer_observation_kind(space)
+        self.scale = {"image": 1 / 255, "grid": 1 / 10}.get(self.kind, 1.0)
+        if self.kind == "vector":
+            self.features: nn.Module = nn.Flatten()
+            size = int(np.prod(space.shape))
+        else:
+            self.features = _conv_layers(self.kind, space.shape[-1])
+            with torch.no_grad():
+                size = self.features(torch.zeros(1, space.shape[-1], *space.shape[:2])).shape[1]
+        layers: list[nn.Module] = []
+        size += action_size
+        for hidden in hidden_sizes:
+            layers += [nn.Linear(size, hidden), activation()]
+            size = hidden
+        self.layers = nn.Sequential(*layers)
+        self.output_size = size
+
+    def forward(self, observations: Tensor, actions: Tensor | None = None) -> Tensor:
+        """Map (N, *observation_shape) and (N, action_size) to (N, output_size)."""
+        x = observations.float()
+        if self.kind != "vector":
+            x = x.mul(self.scale).movedim(-1, 1)
+        x = self.features(x)
+        if actions is not None:
+            x = torch.cat([x, actions], dim=1)
+        return self.layers(x)  # type: ignore[no-any-return]
+
+
+def _orthogonal(layer: nn.Linear, gain: float) -> nn.Linear:
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class PPOModule(TorchRLModule, ValueFunctionAPI):
+    """Policy and value function with an encoder each (shared for images), for Discrete, MultiDiscrete and Box."""
+
+    def setup(self) -> None:
+        """Build the networks from `model_config["hidden_sizes"]`."""
+        hidden_sizes = self.model_config["hidden_sizes"]
+        self.pi_encoder = Encoder(self.observation_space, hidden_sizes, activation=nn.Tanh)
+        self.is_shared = self.pi_encoder.kind == "image"
+        if not self.is_shared:
+            self.vf_encoder = Encoder(self.observation_space, hidden_sizes, activation=nn.Tanh)
+        space = self.action_space
+        if isinstance(space, gym.spaces.Discrete):
+            num_outputs = int(space.n)
+        elif isinstance(space, gym.spaces.MultiDiscrete):
+            num_outputs = int(space.nvec.sum())
+            self.action_dist_cls = TorchMultiCategorical.get_partial_dist_cls(
+                space=space, input_lens=[int(n) for n in space.nvec]
+            )
+        else:
+            num_outputs = int(np.prod(space.shape))
+            self.log_std = nn.Parameter(torch.zeros(num_outputs))
+        self.pi = _orthogonal(nn.Linear(self.pi_encoder.output_size, num_outputs), 0.01)
+        self.vf = _orthogonal(nn.Linear(self.pi_encoder.output_size, 1), 1.0)
+
+    def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
+        logits = self.pi(self.pi_encoder(batch[Columns.OBS]))
+        if isinstance(self.action_space, gym.spaces.Box):
+            logits = torch.cat([logits, self.log_std.expand_as(logits)], dim=-1)
+        return {Columns.ACTION_DIST_INPUTS: logits}
+
+    def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
+        """Return V(s), shape (N,)."""
+        del embeddings
+        encoder = self.pi_encoder if self.is_shared else self.vf_encoder
+        return self.vf(encoder(batch[Columns.OBS])).squeeze(-1)  # type: ignore[no-any-return]
+
+
+class SACModule(TorchRLModule, InferenceOnlyAPI):
+    """Squashed-Gaussian or categorical policy and twin critics (Haarnoja et al. 2018; Christodoulou 2019).
+
+    For Box actions the critics map (observation, action) to one value; for Discrete actions they map an observation
+    to one value per action. The entropy temperature lives here, so that it is saved with the weights.
+    """
+
+    def setup(self) -> None:
+        """Build the networks from `model_config`: hidden_sizes, num_seed_steps, initial_alpha."""
+        hidden_sizes = self.model_config["hidden_sizes"]
+        self.is_continuous = isinstance(self.action_space, gym.spaces.Box)
+        if self.is_continuous:
+            self.action_size = int(np.prod(self.action_space.shape))
+        else:
+            self.action_size = int(self.action_space.n)
+        num_outputs = 2 * self.action_size if self.is_continuous else self.action_size
+        self.pi_encoder = Encoder(self.observation_space, hidden_sizes)
+        self.pi = nn.Linear(self.pi_encoder.output_size, num_outputs)
+        if not self.inference_only:
+            self.critics = nn.ModuleList(self._critic() for _ in range(2))
+            self.target_critics = nn.ModuleList(self._critic() for _ in range(2))
+            self.target_critics.load_state_dict(self.critics.state_dict())
+            self.target_critics.requires_grad_(False)
+            self.log_alpha = nn.Parameter(torch.tensor(float(np.log(self.model_config["initial_alpha"]))))
+
+    def _critic(self) -> nn.Module:
+        encoder = Encoder(
+            self.observation_space, self.model_config["hidden_sizes"], self.action_size if self.is_continuous else 0
+        )
+        head = nn.Linear(encoder.output_size, 1 if self.is_continuous else self.action_size)
+        return nn.ModuleDict({"encoder": encoder, "head": head})
+
+    def get_non_inference_attributes(self) -> list[str]:
+        """Name what an env runner does not need."""
+        return ["critics", "target_critics", "log_alpha"]
+
+    def reset_critics(self) -> None:
+        """Draw new critics and copy them to the targets; the policy stays (PEBBLE, Lee et al. 2021)."""
+        for layer in self.critics.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                layer.reset_parameters()
+        self.target_critics.load_state_dict(self.critics.state_dict())
+
+    def policy(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log standard deviation before squashing, each (N, action_size). Box actions only."""
+        mean, log_std = self.pi(self.pi_encoder(observations)).chunk(2, dim=-1)
+        return mean, log_std.clamp(*LOG_STD_RANGE)
+
+    def _forward_inference(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
+        with torch.no_grad():
+            if self.is_continuous:
+                actions = torch.tanh(self.policy(batch[Columns.OBS])[0]).reshape(-1, *self.action_space.shape)
+            else:
+                actions = self.pi(self.pi_encoder(batch[Columns.OBS])).argmax(-1)
+        return {Columns.ACTIONS: actions}
+
+    def _forward_exploration(self, batch: dict[str, Any], t: int = 0, **_: Any) -> dict[str, Any]:
+        num_rows = len(batch[Columns.OBS])
+        is_random = t < self.model_config["num_seed_steps"]
+        with torch.no_grad():
+            if not self.is_continuous:
+                if is_random:
+                    actions = torch.randint(self.action_size, (num_rows,))
+                else:
+                    logits = self.pi(self.pi_encoder(batch[Columns.OBS]))
+                    actions = torch.distributions.Categorical(logits=logits).sample()
+                return {Columns.ACTIONS: actions}
+            if is_random:
+                actions = torch.rand(num_rows, self.action_size).mul_(2).sub_(1)
+            else:
+                mean, log_std = self.policy(batch[Columns.OBS])
+                actions = torch.tanh(mean + log_std.exp() * torch.randn_like(mean))
+        return {Columns.ACTIONS: actions.reshape(-1, *self.action_space.shape)}
+
+    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return self._forward_inference(batch, **kwargs)
+
+
+class DQNModule(TorchRLModule, InferenceOnlyAPI):
+    """One Q-network for Discrete actions and its target, with epsilon-greedy exploration (Mnih et al. 2015)."""
+
+    def setup(self) -> None:
+        """Build the networks from `model_config`: hidden_sizes, num_seed_steps, final_epsilon, epsilon_steps."""
+        self.q_network = self._q_network()
+        if not self.inference_only:
+            self.target_q_network = self._q_network()
+            self.target_q_network.load_state_dict(self.q_network.state_dict())
+            self.target_q_network.requires_grad_(False)
+
+    def _q_network(self) -> nn.Sequential:
+        encoder = Encoder(self.observation_space, self.model_config["hidden_sizes"])
+        return nn.Sequential(encoder, nn.Linear(encoder.output_size, int(self.action_space.n)))
+
+    def get_non_inference_attributes(self) -> list[str]:
+        """Name what an env runner does not need."""
+        return ["target_q_network"]
+
+    def reset_critics(self) -> None:
+        """Draw a new Q-network and copy it to the target."""
+        for layer in self.q_network.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                layer.reset_parameters()
+        self.target_q_network.load_state_dict(self.q_network.state_dict())
+
+    def epsilon(self, t: int) -> float:
+        """Return the share of random actions at env step `t`: 1 during the seed steps, then linear annealing."""
+        config = self.model_config
+        progress = (t - config["num_seed_steps"]) / max(1, config["epsilon_steps"])
+        return float(1 + min(1.0, max(0.0, progress)) * (config["final_epsilon"] - 1))
+
+    def _forward_inference(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
+        with torch.no_grad():
+            return {Columns.ACTIONS: self.q_network(batch[Columns.OBS]).argmax(-1)}
+
+    def _forward_exploration(self, batch: dict[str, Any], t: int = 0, **_: Any) -> dict[str, Any]:
+        greedy = self._forward_inference(batch)[Columns.ACTIONS]
+        random = torch.randint_like(greedy, int(self.action_space.n))
+        is_random = torch.rand(len(greedy), device=greedy.device) < self.epsilon(t)
+        return {Columns.ACTIONS: torch.where(is_random, random, greedy)}
+
+    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return self._forward_inference(batch, **kwargs)

@@ -1,0 +1,271 @@
+"""The reward ensemble as a Ray actor, and the client that keeps it alive.
+
+The actor answers `predict` while it fits: a fit works on a copy in a thread and swaps it in at the end. It holds
+nothing that cannot be lost: after every fit the client keeps the state, and when the actor's process dies Ray starts
+it again, empty, and the client loads the state back before it asks anything else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import gymnasium as gym
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from ray.exceptions import RayActorError, TaskCancelledError
+
+from themis_ray.data import LabelledPairs
+from themis_ray.envs import ObservationKind
+from themis_ray.reward import (
+    RewardConfig,
+    RewardEnsemble,
+    ensemble_state,
+    fit,
+    load_ensemble_state,
+    make_optimizer,
+)
+
+__all__ = ["PendingPrediction", "RewardModel", "RewardModelActor", "RewardModelSpec"]
+
+logger = logging.getLogger("themis_ray")
+T = TypeVar("T")
+Array = NDArray[Any]
+
+RESTART_TIMEOUT_S = 120.0
+PREDICT_CHUNK_ROWS = 65_536
+
+
+class NotLoadedError(Exception):
+    """The actor was restarted and holds no weights yet."""
+
+
+@dataclass(frozen=True)
+class RewardModelSpec:
+    """What the actor needs to build its ensemble."""
+
+    observation_space: gym.Space[Any]
+    action_space: gym.Space[Any]
+    observation_kind: ObservationKind
+    config: RewardConfig
+    seed: int
+
+
+class RewardModelActor:
+    """Serves one reward ensemble. Async: every method may run while a fit is under way."""
+
+    def __init__(self, spec: RewardModelSpec, num_threads: int = 1) -> None:
+        torch.set_num_threads(num_threads)
+        self._spec = spec
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._ensemble, self._optimizer = self._build()
+        self._version = -1
+        self._waiting: list[tuple[Array, Array, asyncio.Future[NDArray[np.float32]]]] = []
+        self._num_forwards = 0
+
+    def _build(self) -> tuple[RewardEnsemble, torch.optim.Optimizer]:
+        spec = self._spec
+        ensemble = RewardEnsemble(
+            spec.observation_space, spec.action_space, spec.observation_kind, spec.config, spec.seed
+        ).to(self._device)
+        return ensemble, make_optimizer(ensemble, spec.config)
+
+    def _require_loaded(self) -> None:
+        if self._version < 0:
+            raise NotLoadedError
+
+    async def start(self) -> dict[str, Any]:
+        """Take the freshly drawn weights as version 0 and return the state. For the first start only."""
+        self._version = 0
+        return await self.state()
+
+    async def load(self, state: dict[str, Any]) -> None:
+        """Take weights, optimiser and version from `state`."""
+        load_ensemble_state(self._ensemble, self._optimizer, state["ensemble"])
+        self._version = state["version"]
+
+    async def state(self) -> dict[str, Any]:
+        """Return weights, optimiser and version."""
+        self._require_loaded()
+        return {"ensemble": ensemble_state(self._ensemble, self._optimizer), "version": self._version}
+
+    async def status(self) -> dict[str, int]:
+        """Return version (-1: no weights), process id, and how many forward passes were made for `predict`."""
+        return {"version": self._version, "pid": os.getpid(), "num_forwards": self._num_forwards}
+
+    async def predict(self, observations: Array, actions: Array) -> NDArray[np.float32]:
+        """Return the mean predicted reward of N steps, shape (N,). Calls that wait together share one forward pass."""
+        self._require_loaded()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[NDArray[np.float32]] = loop.create_future()
+        if not self._waiting:
+            loop.call_soon(self._answer_waiting)
+        self._waiting.append((observations, actions, future))
+        return await future
+
+    def _answer_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        try:
+            if len(waiting) == 1:
+                observations, actions = waiting[0][:2]
+            else:
+                observations = np.concatenate([call[0] for call in waiting])
+                actions = np.concatenate([call[1] for call in waiting])
+            rewards = self._ensemble.predict(observations, actions)
+        except Exception as error:
+            for *_, future in waiting:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        self._num_forwards += 1
+        stops = np.cumsum([len(call[0]) for call in waiting])
+        for (*_, future), part in zip(waiting, np.split(rewards, stops[:-1]), strict=True):
+            if not future.done():
+                future.set_result(part)
+
+    async def segment_returns(self, observations: Array, actions: Array) -> NDArray[np.float32]:
+        """Return every member's summed reward of S segments of L steps, shape (K, S)."""
+        self._require_loaded()
+        return self._ensemble.segment_returns(observations, actions)
+
+    async def fit(self, pairs: LabelledPairs, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
+        """Fit a copy to `pairs` in a thread, swap it in, and return (what happened, the new state)."""
+        self._require_loaded()
+
+        def work() -> tuple[RewardEnsemble, torch.optim.Optimizer, dict[str, float]]:
+            ensemble, optimizer = self._build()
+            load_ensemble_state(ensemble, optimizer, ensemble_state(self._ensemble, self._optimizer))
+            info = fit(ensemble, optimizer, pairs, self._spec.config, np.random.default_rng(seed))
+            return ensemble, optimizer, info
+
+        self._ensemble, self._optimizer, info = await asyncio.to_thread(work)
+        self._version += 1
+        return info, await self.state()
+
+
+@dataclass(frozen=True)
+class PendingPrediction:
+    """A prediction that is being made; it keeps its inputs, in case the actor dies."""
+
+    reference: Any
+    observations: Array
+    actions: Array
+
+
+class RewardModel:
+    """The driver's hold on one `RewardModelActor`: asks it, keeps its state, and brings it back when it dies.
+
+    Args:
+        spec: What to build.
+        name: Name of the actor in the namespace of the Ray job; one per trial.
+        num_cpus: CPUs reserved for it.
+        num_gpus: GPUs reserved for it.
+        on_restart: Told in one line when the actor had to be brought back.
+    """
+
+    def __init__(
+        self,
+        spec: RewardModelSpec,
+        name: str,
+        num_cpus: float = 0.5,
+        num_gpus: float = 0,
+        on_restart: Callable[[str], None] = logger.warning,
+    ) -> None:
+        actor_class = ray.remote(RewardModelActor)
+        self.name = name
+        self._on_restart = on_restart
+        self._actor = actor_class.options(  # type: ignore[attr-defined]
+            name=name, num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=-1, max_task_retries=0
+        ).remote(spec, max(1, int(num_cpus)))
+        self.state: dict[str, Any] = ray.get(self._actor.start.remote())
+        self.num_restarts = 0
+
+    @property
+    def version(self) -> int:
+        """How many fits the weights have seen."""
+        return int(self.state["version"])
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Make `state` the model's state, in the actor too."""
+        self.state = state
+        self._call(lambda: self._actor.load.remote(state))
+
+    def status(self) -> dict[str, int]:
+        """Return the actor's version, process id and number of forward passes."""
+        return self._call(lambda: self._actor.status.remote())
+
+    def predict_later(self, observations: Array, actions: Array) -> PendingPrediction:
+        """Start predicting the rewards of N steps and return at once."""
+        return PendingPrediction(self._actor.predict.remote(observations, actions), observations, actions)
+
+    def collect(self, pending: PendingPrediction) -> NDArray[np.float32]:
+        """Wait for a prediction and return it, shape (N,)."""
+        references = [pending.reference]
+        return self._call(
+            lambda: (
+                references.pop() if references else self._actor.predict.remote(pending.observations, pending.actions)
+            )
+        )
+
+    def predict(self, observations: Array, actions: Array) -> NDArray[np.float32]:
+        """Return the mean predicted reward of N steps, shape (N,); large inputs go in chunks, one ahead."""
+        chunks: list[NDArray[np.float32]] = []
+        pending: PendingPrediction | None = None
+        for start in range(0, len(actions), PREDICT_CHUNK_ROWS):
+            rows = slice(start, start + PREDICT_CHUNK_ROWS)
+            following = self.predict_later(observations[rows], actions[rows])
+            if pending is not None:
+                chunks.append(self.collect(pending))
+            pending = following
+        if pending is not None:
+            chunks.append(self.collect(pending))
+        return np.concatenate(chunks) if chunks else np.zeros(0, np.float32)
+
+    def segment_returns(self, observations: Array, actions: Array) -> NDArray[np.float32]:
+        """Return every member's summed reward of S segments of L steps, shape (K, S)."""
+        return self._call(lambda: self._actor.segment_returns.remote(observations, actions))
+
+    def fit(self, pairs: LabelledPairs, seed: int) -> dict[str, float]:
+        """Fit to all of `pairs`, keep the new state here, and return loss, accuracy and num_epochs."""
+        reference = ray.put(pairs)
+        info, self.state = self._call(lambda: self._actor.fit.remote(reference, seed))
+        return info
+
+    def stop(self) -> None:
+        """End the actor."""
+        ray.kill(self._actor)
+
+    def _call(self, submit: Callable[[], Any]) -> Any:
+        """Return the result of `submit()`; when the actor is gone or empty, bring it back and submit again."""
+        deadline = time.monotonic() + RESTART_TIMEOUT_S
+        while True:
+            try:
+                return ray.get(submit())
+            except (RayActorError, TaskCancelledError, NotLoadedError) as error:
+                if time.monotonic() > deadline:
+                    raise
+                self._bring_back(deadline, error)
+
+    def _bring_back(self, deadline: float, cause: Exception) -> None:
+        """Wait until Ray has restarted the actor and load the kept state into it."""
+        while True:
+            try:
+                if ray.get(self._actor.status.remote())["version"] != self.version:
+                    ray.get(self._actor.load.remote(self.state))
+                    self.num_restarts += 1
+                    self._on_restart(
+                        f"The reward actor died ({type(cause).__name__}) and was restarted with the weights of "
+                        f"version {self.version}; nothing was lost."
+                    )
+                return
+            except RayActorError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)

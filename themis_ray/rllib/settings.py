@@ -1,0 +1,148 @@
+"""The settings of the loop that RLlib runs: learner, exploration, resources, and how they compose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from themis_ray.envs import EnvConfig
+from themis_ray.errors import ConfigError
+from themis_ray.feedback import FeedbackConfig, TeacherConfig
+from themis_ray.reward import RewardConfig
+
+LearnerName = Literal["auto", "ppo", "sac", "dqn"]
+
+
+class AlgorithmSettings(BaseModel):
+    """The learner. A setting left empty takes the chosen learner's default from `LEARNER_DEFAULTS`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: LearnerName = Field("auto", description="auto: sac for Box actions, ppo for Discrete and MultiDiscrete.")
+    learning_rate: float | None = Field(None, gt=0, description="Adam's step size for every network.")
+    hidden_sizes: tuple[int, ...] | None = Field(None, description="Width of each hidden layer.")
+    gamma: float | None = Field(None, ge=0, le=1, description="Discount factor.")
+    batch_size: int | None = Field(None, ge=1, description="ppo: env steps per iteration. sac, dqn: rows per update.")
+    num_envs: int | None = Field(None, ge=1, description="Environments stepped together in each env runner.")
+    minibatch_size: int | None = Field(None, ge=1, description="ppo: rows per gradient step.")
+    num_epochs: int | None = Field(None, ge=1, description="ppo: passes over each batch.")
+    gae_lambda: float | None = Field(None, ge=0, le=1, description="ppo: lambda of generalized advantage estimation.")
+    clip_range: float | None = Field(None, gt=0, description="ppo: clip range of the probability ratio.")
+    entropy_coefficient: float | None = Field(None, ge=0, description="ppo: weight of the entropy bonus.")
+    value_coefficient: float | None = Field(None, ge=0, description="ppo: weight of the value loss.")
+    max_gradient_norm: float | None = Field(None, gt=0, description="ppo: gradients are clipped to this global norm.")
+    updates_per_env_step: float | None = Field(None, gt=0, description="sac, dqn: gradient steps per env step.")
+    replay_capacity: int | None = Field(None, ge=1, description="sac, dqn: transitions kept.")
+    round_num_env_steps: int | None = Field(
+        None, ge=1, description="sac, dqn: env steps between updates; the updates they owe run together."
+    )
+    tau: float | None = Field(None, gt=0, le=1, description="sac, dqn: share of the target network replaced a step.")
+    initial_alpha: float | None = Field(None, gt=0, description="sac: first entropy temperature, tuned from there.")
+    final_epsilon: float | None = Field(None, ge=0, le=1, description="dqn: random actions after the annealing.")
+    epsilon_share: float | None = Field(
+        None, gt=0, le=1, description="dqn: share of all env steps over which random actions anneal."
+    )
+
+
+_OFF_POLICY: dict[str, Any] = {
+    "learning_rate": 3e-4,
+    "hidden_sizes": (256, 256),
+    "gamma": 0.99,
+    "batch_size": 256,
+    "num_envs": 1,
+    "updates_per_env_step": 1.0,
+    "replay_capacity": 1_000_000,
+    "round_num_env_steps": 32,
+    "tau": 0.005,
+}
+LEARNER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "ppo": {
+        "learning_rate": 3e-4,
+        "hidden_sizes": (64, 64),
+        "gamma": 0.99,
+        "batch_size": 2048,
+        "num_envs": 8,
+        "minibatch_size": 256,
+        "num_epochs": 10,
+        "gae_lambda": 0.95,
+        "clip_range": 0.2,
+        "entropy_coefficient": 0.0,
+        "value_coefficient": 0.5,
+        "max_gradient_norm": 0.5,
+    },
+    "sac": {**_OFF_POLICY, "initial_alpha": 1.0},
+    "dqn": {
+        **_OFF_POLICY,
+        "updates_per_env_step": 0.5,
+        "batch_size": 128,
+        "final_epsilon": 0.05,
+        "epsilon_share": 0.2,
+    },
+}
+
+
+def resolve_algorithm(settings: AlgorithmSettings, name: str) -> AlgorithmSettings:
+    """Return the settings with the learner `name` and its defaults filled in.
+
+    Raises:
+        ConfigError: A setting was given that this learner does not use.
+    """
+    defaults = LEARNER_DEFAULTS[name]
+    given = {key: value for key, value in settings.model_dump().items() if value is not None and key != "name"}
+    for key in given:
+        if key not in defaults:
+            users = sorted(other for other, known in LEARNER_DEFAULTS.items() if key in known)
+            raise ConfigError(
+                f"algorithm.{key} was given, but the learner is {name}, which does not use it. Used by: "
+                f"{', '.join(users)}. Leave it out or set algorithm.name."
+            )
+    return AlgorithmSettings(name=name, **{**defaults, **given})  # type: ignore[arg-type]
+
+
+class ExplorationSettings(BaseModel):
+    """What happens before the first feedback session."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_seed_steps: int | None = Field(
+        None, ge=0, description="sac, dqn: env steps with uniformly random actions. None: 5 % of all, at most 1000."
+    )
+    num_env_steps: int | None = Field(
+        None,
+        ge=0,
+        description="Env steps of unsupervised exploration by state entropy after that. None: sac and dqn 5 % of all, "
+        "at most 9000; ppo none.",
+    )
+    num_neighbors: int = Field(5, ge=1, description="k of the k-nearest-neighbour state entropy (PEBBLE).")
+
+
+class ResourceSettings(BaseModel):
+    """Where things run. The defaults run everything but the reward actor in one process."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_env_runners: int = Field(0, ge=0, description="Remote env-runner actors; 0 steps environments in the driver.")
+    num_cpus_per_env_runner: float = Field(1, ge=0, description="CPUs reserved for each env runner.")
+    num_learners: int = Field(0, ge=0, description="Remote learner actors; 0 learns in the driver.")
+    num_gpus_per_learner: float = Field(0, ge=0, description="GPUs reserved for each learner.")
+    reward_actor_num_cpus: float = Field(0.5, ge=0, description="CPUs reserved for the reward-model actor.")
+    reward_actor_num_gpus: float = Field(0, ge=0, description="GPUs reserved for the reward-model actor.")
+
+
+class LoopSettings(BaseModel):
+    """One experiment's loop: what is acted in, who learns, who is asked about what, and what is learned."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    env: EnvConfig = Field(description="What is acted in.")
+    algorithm: AlgorithmSettings = Field(AlgorithmSettings(), description="Who learns.")
+    learn_reward: bool = Field(True, description="false: the learner is paid in the environment's own reward.")
+    num_env_steps: int = Field(20_000, ge=1, description="Env steps of the whole run.")
+    seed: int = Field(0, ge=0, description="Every random draw of the run is spawned from it.")
+    teacher: TeacherConfig = Field(TeacherConfig(), description="Who answers.")
+    feedback: FeedbackConfig = Field(FeedbackConfig(), description="What is asked, how much and when.")
+    reward: RewardConfig = Field(RewardConfig(), description="What is learned from the answers.")
+    exploration: ExplorationSettings = Field(ExplorationSettings(), description="Before the first session.")
+    resources: ResourceSettings = Field(ResourceSettings(), description="Where things run.")
