@@ -25,6 +25,7 @@ DEFAULT_SEGMENT_LENGTH = {"vector": 50, "grid": 50, "image": 25}
 MAX_SEED_STEPS = 1000
 MAX_EXPLORATION_STEPS = 9000
 MIN_PPO_ITERATIONS = 10
+IMAGE_PPO_LEARNING_RATE = 2.5e-4
 
 
 class TrackingSettings(BaseModel):
@@ -94,7 +95,7 @@ def resolve(config: ExperimentConfig) -> tuple[ExperimentConfig, EnvSpec]:
         exploration = exploration.model_copy(
             update={"num_seed_steps": 0, "num_env_steps": exploration.num_env_steps or 0}
         )
-        algorithm = _fit_batch(config, algorithm)
+        algorithm = _fit_batch(config, spec, algorithm)
     else:
         share = config.num_env_steps // 20
         defaults = {
@@ -132,14 +133,28 @@ def _choose_learner(name: str, spec: EnvSpec) -> str:
     return name
 
 
-def _fit_batch(config: ExperimentConfig, algorithm: AlgorithmSettings) -> AlgorithmSettings:
-    """Shrink PPO's default batch in a short run, so that it has at least ten iterations."""
-    if config.algorithm.batch_size is not None:
-        return algorithm
-    assert algorithm.batch_size is not None
-    assert algorithm.num_envs is not None
-    batch_size = max(algorithm.num_envs, min(algorithm.batch_size, config.num_env_steps // MIN_PPO_ITERATIONS))
-    return algorithm.model_copy(update={"batch_size": batch_size})
+def _fit_batch(config: ExperimentConfig, spec: EnvSpec, algorithm: AlgorithmSettings) -> AlgorithmSettings:
+    """Choose what was left open of PPO's batch: whole episodes where they are short, ten batches in a short run.
+
+    With a fixed horizon an early failure is followed by absorbing steps. A batch of whole episodes holds the same mix
+    of both each time; a batch of half episodes would hold next to nothing to learn from every second time.
+    """
+    given = config.algorithm
+    batch_size, num_envs, learning_rate = algorithm.batch_size, algorithm.num_envs, algorithm.learning_rate
+    assert batch_size is not None
+    assert num_envs is not None
+    if given.batch_size is None:
+        batch_size = max(num_envs, min(batch_size, config.num_env_steps // MIN_PPO_ITERATIONS))
+    if given.num_envs is None and spec.is_fixed_horizon and spec.horizon and spec.horizon * 2 <= batch_size:
+        num_envs = min(num_envs, batch_size // spec.horizon)
+    if given.batch_size is None and spec.is_fixed_horizon and spec.horizon:
+        whole_episodes = num_envs * spec.horizon
+        batch_size = (
+            max(1, batch_size // whole_episodes) * whole_episodes if whole_episodes <= batch_size else batch_size
+        )
+    if given.learning_rate is None and spec.observation_kind == "image":
+        learning_rate = IMAGE_PPO_LEARNING_RATE
+    return algorithm.model_copy(update={"batch_size": batch_size, "num_envs": num_envs, "learning_rate": learning_rate})
 
 
 def _segment_length(config: ExperimentConfig, spec: EnvSpec) -> int:
@@ -208,7 +223,9 @@ def _explain(error: ValidationError) -> str:
         suggestion = f" Did you mean {close[0]!r}?" if close else ""
         return f"unknown setting {key!r}.{suggestion} Known here: {', '.join(known)}."
     if first["type"] == "missing":
-        return f"{key} is missing. Give it, for example {'env.id=Pendulum-v1' if key.startswith('env') else key + '=...'}."
+        return (
+            f"{key} is missing. Give it, for example {'env.id=Pendulum-v1' if key.startswith('env') else key + '=...'}."
+        )
     message = first["msg"][0].lower() + first["msg"][1:]
     return f"{key}={first['input']!r} is not allowed: {message}."
 

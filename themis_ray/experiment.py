@@ -159,14 +159,14 @@ def _restore(algorithm: Any, folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def _metrics(algorithm: Any, result: Mapping[str, Any]) -> dict[str, Any]:
-    runners = result.get("env_runners", {})
     learner = result.get("learners", {}).get("default_policy", {})
     loop = algorithm.loop
+    true_returns, lengths = loop.pool.recent_returns()
     row: dict[str, Any] = {
         "num_env_steps": algorithm.env_steps,
-        "true_return_mean": float(runners.get("episode_return_mean", math.nan)),
-        "episode_length_mean": float(runners.get("episode_len_mean", math.nan)),
-        "num_episodes": int(runners.get("num_episodes_lifetime", 0)),
+        "true_return_mean": float(true_returns.mean()) if len(true_returns) else math.nan,
+        "episode_length_mean": float(lengths.mean()) if len(lengths) else math.nan,
+        "num_episodes": int(result.get("env_runners", {}).get("num_episodes_lifetime", 0)),
         "predicted_return_mean": loop.predicted_return_mean,
         "queries_asked": loop.dataset.num_queries,
         "num_preferences": loop.dataset.num_preferences,
@@ -179,9 +179,7 @@ def _metrics(algorithm: Any, result: Mapping[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _summary(
-    algorithm: Any, config: ExperimentConfig, spec: EnvSpec, rows: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _summary(algorithm: Any, config: ExperimentConfig, spec: EnvSpec, rows: list[dict[str, Any]]) -> dict[str, Any]:
     # Streams of their own, so that the final evaluation is the same however the run was interrupted.
     streams = RandomStreams(config.seed)
     seeds = streams["evaluation"].integers(2**31, size=config.num_evaluation_episodes).tolist()

@@ -144,15 +144,18 @@ class RunFolder:
     @property
     def has_unfinished_line(self) -> bool:
         """Whether metrics.jsonl ends in the middle of a line."""
-        return self.metrics_path.exists() and not self.metrics_path.read_bytes().endswith((b"\n",)) and bool(
-            self.metrics_path.stat().st_size
+        return (
+            self.metrics_path.exists()
+            and not self.metrics_path.read_bytes().endswith((b"\n",))
+            and bool(self.metrics_path.stat().st_size)
         )
 
     def rewind_metrics(self, num_env_steps: int) -> None:
         """Keep the lines up to `num_env_steps`; move later and unfinished ones to metrics.superseded.jsonl."""
         if not self.metrics_path.exists():
             return
-        kept, later = [], []
+        kept: list[str] = []
+        later: list[str] = []
         for line in self.metrics_path.read_text().splitlines(keepends=True):
             is_kept = line.endswith("\n") and json.loads(line)["num_env_steps"] <= num_env_steps
             (kept if is_kept else later).append(line)
@@ -182,7 +185,9 @@ class RunFolder:
             about = json.loads((path / "themis.json").read_text())
             version = about["format"]
         except (OSError, ValueError, KeyError, TypeError):
-            raise CheckpointError(f"{path} is no complete checkpoint (themis.json is missing or broken). {advice}") from None
+            raise CheckpointError(
+                f"{path} is no complete checkpoint (themis.json is missing or broken). {advice}"
+            ) from None
         if version != CHECKPOINT_FORMAT:
             raise CheckpointError(
                 f"{path} has format {version}, this program reads format {CHECKPOINT_FORMAT}. Install the version "
@@ -285,14 +290,14 @@ class WandbLogger:
     def __init__(self, folder: Path, config: ExperimentConfig) -> None:
         import wandb
 
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        has_key = bool(os.environ.get("WANDB_MODE") or wandb.api.api_key)
         self._run = wandb.init(
             dir=str(folder),
             project=config.tracking.wandb_project,
             group=config.tracking.wandb_group,
             name=folder.name,
             config=config.model_dump(mode="json"),
-            mode=mode,
+            mode=None if has_key else "offline",  # None: WANDB_MODE, or online.
             resume="allow",
             settings=wandb.Settings(silent=True),
         )

@@ -32,7 +32,7 @@ INITIAL_COMPARISON_FRACTION = 0.1
 
 SAC_FRAGMENT_LENGTH = 50
 SAC_NUM_ROUNDS = 10  # feedback sessions, the first one included
-# imitation has no early stop; these passes bring its accuracy to 97 % and more, which is where ours stops
+# imitation has no early stop; these passes bring the members to about the 97 % accuracy at which ours stop
 SAC_REWARD_EPOCHS = 10
 SAC_INITIAL_EPOCH_MULTIPLIER = 10.0
 
@@ -89,7 +89,7 @@ def build_sac(
     )
     model = pc.PreferenceModel(ensemble)
     trainer = pc.EnsembleTrainer(
-        model, pc.CrossEntropyRewardLoss(), rng=rng, batch_size=128, epochs=SAC_REWARD_EPOCHS, lr=1e-3
+        model, pc.CrossEntropyRewardLoss(), rng=rng, batch_size=128, epochs=SAC_REWARD_EPOCHS, lr=3e-4
     )
     comparisons = pc.PreferenceComparisons(
         pc.AgentTrainer(algorithm=agent, reward_fn=ensemble, venv=venv, rng=rng, custom_logger=logger),

@@ -127,7 +127,8 @@ def test_a_duplicated_member_never_disagrees() -> None:
         for parameter in ensemble.parameters():
             parameter[:] = parameter[:1].clone()
     returns = ensemble.segment_returns(sample(STATE, 8, 5), sample(TORQUE, 8, 5))
-    assert left_probabilities(returns[:, :4], returns[:, 4:]).std(axis=0).max() == 0.0
+    probabilities = left_probabilities(returns[:, :4], returns[:, 4:])
+    assert np.ptp(probabilities, axis=0).max() == pytest.approx(0.0, abs=1e-7)
 
 
 def test_swapping_sides_turns_p_into_one_minus_p() -> None:

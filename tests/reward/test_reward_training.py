@@ -33,9 +33,10 @@ def planted_rewards(observations: np.ndarray, actions: np.ndarray) -> np.ndarray
 
 
 def make_pairs(num_pairs: int, rng: np.random.Generator, length: int = 10) -> LabelledPairs:
-    """Pairs answered by an oracle whose reward is linear in observation and action."""
-    observations = rng.standard_normal((2 * num_pairs, length, 4)).astype(np.float32)
-    actions = rng.uniform(-1, 1, (2 * num_pairs, length, 2)).astype(np.float32)
+    """Pairs answered by an oracle whose reward is linear; the steps of a segment resemble each other, as in an env."""
+    centres, noise = rng.uniform(-1, 1, (2 * num_pairs, 1, 6)), rng.standard_normal((2 * num_pairs, length, 6))
+    steps = (centres + 0.2 * noise).astype(np.float32)
+    observations, actions = steps[..., :4], steps[..., 4:].clip(-1, 1)
     returns = planted_rewards(observations, actions).sum(axis=1)
     left, right = np.arange(num_pairs), np.arange(num_pairs, 2 * num_pairs)
     labels = (returns[left] > returns[right]).astype(np.float32)
@@ -64,20 +65,22 @@ def weights(ensemble: RewardEnsemble) -> list[np.ndarray]:
     return [parameter.detach().numpy().copy() for parameter in ensemble.parameters()]
 
 
-def test_fit_learns_a_planted_linear_reward() -> None:
-    rng = np.random.default_rng(0)
-    config = RewardConfig(hidden_sizes=(64, 64))
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_fit_learns_a_planted_linear_reward(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    # With the default target of 0.97 the fit stops sooner and held-out accuracy was 0.915 to 0.965 over six seeds.
+    config = RewardConfig(hidden_sizes=(64, 64), learning_rate=1e-3, target_accuracy=0.99)
     ensemble, optimizer = make(config)
     info = fit(ensemble, optimizer, make_pairs(200, rng), config, rng)
     assert info["accuracy"] > config.target_accuracy
     assert info["num_epochs"] < config.num_epochs
-    held_out = make_pairs(500, rng)
+    held_out = make_pairs(1000, rng)
     returns = ensemble.segment_returns(held_out.observations, held_out.actions).mean(axis=0)
     agrees = (returns[held_out.left] > returns[held_out.right]) == (held_out.labels > 0.5)
     assert agrees.mean() > 0.95
     rows, actions = held_out.observations[:, 0], held_out.actions[:, 0]
     correlation = np.corrcoef(ensemble.predict(rows, actions), planted_rewards(rows, actions))[0, 1]
-    assert correlation > 0.9
+    assert correlation > 0.95
 
 
 def test_fit_equals_plain_torch_training_of_each_member() -> None:

@@ -27,9 +27,11 @@ class EpisodeChunk:
         actions: (T, *action_shape).
         true_rewards: (T,) rewards of the environment; become float32.
         is_done: Whether the episode ends with the last step, terminated or truncated.
+        num_absorbing_steps: How many of the last steps began in the absorbing state that fills an episode up to a
+            fixed horizon. Nothing happens in them.
 
     Raises:
-        ValueError: As for `Segment`.
+        ValueError: As for `Segment`; or there are more absorbing steps than steps.
     """
 
     episode_id: str
@@ -38,10 +40,13 @@ class EpisodeChunk:
     actions: NDArray[Any]
     true_rewards: NDArray[np.float32]
     is_done: bool
+    num_absorbing_steps: int = 0
 
     def __post_init__(self) -> None:
         if self.start_step < 0:
             raise ValueError(f"start_step must be at least 0, not {self.start_step}")
+        if not 0 <= self.num_absorbing_steps <= len(self.true_rewards):
+            raise ValueError(f"num_absorbing_steps is {self.num_absorbing_steps} of {len(self.true_rewards)} steps")
         object.__setattr__(self, "true_rewards", np.asarray(self.true_rewards, dtype=np.float32))
         check_steps(self.observations, self.actions, self.true_rewards)
 
@@ -61,6 +66,7 @@ class _Piece:
         self.is_done = chunk.is_done
         self.arrays = [np.array(array) for array in (chunk.observations, chunk.actions, chunk.true_rewards)]
         self.length = len(chunk)
+        self.num_absorbing_steps = chunk.num_absorbing_steps
         # True return from the episode's first step on; None when that was not seen.
         self.true_return = _add_return(return_before, chunk)
 
@@ -80,8 +86,13 @@ class _Piece:
                 self.arrays[i] = self.arrays[i][:stop].copy()
             self.arrays[i][self.length : stop] = new
         self.length = stop
+        self.num_absorbing_steps += chunk.num_absorbing_steps
         self.is_done = chunk.is_done
         self.true_return = _add_return(self.true_return, chunk)
+
+    def num_starts(self, length: int) -> int:
+        """Segments of `length` steps that begin before the absorbing state; they may reach into it."""
+        return max(0, min(self.length - length + 1, self.length - self.num_absorbing_steps))
 
     def read_only(self, start: int, stop: int) -> list[NDArray[Any]]:
         views = [array[start:stop] for array in self.arrays]
@@ -165,6 +176,9 @@ class EpisodePool:
     def num_starts(self, length: int) -> int:
         """Counts the segments of `length` steps in the pool, those of unfinished episodes too.
 
+        A segment may end in the absorbing state but does not begin there: two segments in which nothing happens
+        teach nothing, and most steps of an early failure are such.
+
         Raises:
             ValueError: `length` is below 1.
         """
@@ -229,6 +243,7 @@ class EpisodePool:
                 "arrays": piece.read_only(0, piece.length),
                 "true_return": piece.true_return,
                 "is_done": piece.is_done,
+                "num_absorbing_steps": piece.num_absorbing_steps,
                 "is_open": self._open.get(piece.episode_id) == number,
             }
             for number, piece in self._pieces.items()
@@ -248,7 +263,13 @@ class EpisodePool:
         for number, stored in enumerate(state["pieces"]):
             observations, actions, true_rewards = stored["arrays"]
             chunk = EpisodeChunk(
-                stored["episode_id"], stored["start_step"], observations, actions, true_rewards, stored["is_done"]
+                stored["episode_id"],
+                stored["start_step"],
+                observations,
+                actions,
+                true_rewards,
+                stored["is_done"],
+                stored["num_absorbing_steps"],
             )
             self._check_layout(chunk)
             self._pieces[number] = _Piece(chunk, None)
@@ -285,8 +306,7 @@ class EpisodePool:
     def _num_starts_per_piece(self, length: int) -> NDArray[np.int64]:
         if length < 1:
             raise ValueError(f"a segment needs at least 1 step, not {length}")
-        lengths = np.fromiter((piece.length for piece in self._pieces.values()), np.int64, len(self._pieces))
-        return np.maximum(lengths - length + 1, 0)
+        return np.fromiter((piece.num_starts(length) for piece in self._pieces.values()), np.int64, len(self._pieces))
 
     def _cut(self, starts: NDArray[np.int64], counts: NDArray[np.int64], length: int) -> list[Segment]:
         """Cuts the segments numbered `starts`, counting all valid starts of all pieces in order."""

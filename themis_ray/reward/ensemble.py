@@ -15,7 +15,7 @@ from themis_ray.errors import ConfigError
 from themis_ray.reward.networks import GRID_LAYERS, IMAGE_LAYERS, EnsembleCNN, EnsembleMLP
 
 # Rows per forward pass of `predict`. On a CPU the activations of a chunk then stay in the second-level cache.
-_CHUNK_SIZES = {"vector": 1024, "grid": 256, "image": 64}
+_CHUNK_SIZES = {"vector": 1024, "grid": 512, "image": 128}
 _CHUNK_FACTOR_GPU = 32
 _GRID_SCALE = 0.1  # MiniGrid's object, colour and state numbers run from 0 to 10
 

@@ -111,11 +111,13 @@ class EnsembleCNN(nn.Module):
             features: (N, D) or (K, N, D), with the leading shape of `pixels`.
         """
         is_shared = pixels.ndim == 4
-        if not is_shared:  # members side by side as channels; moved while the pixels are still small
-            pixels = pixels.permute(1, 2, 3, 0, 4).flatten(3)
-        hidden = (pixels.float() * self.pixel_scale).permute(0, 3, 1, 2)  # seen by torch as channels-last, no copy
+        if not is_shared:  # members side by side as channels, while the pixels are still small
+            pixels = torch.cat(pixels.unbind(0), dim=-1)
+        hidden = pixels.float().permute(0, 3, 1, 2)  # seen by torch as channels-last, no copy
         for index, (weight, bias, stride) in enumerate(zip(self.filters, self.biases, self.strides, strict=True)):
             groups = 1 if is_shared and index == 0 else self.ensemble_size
+            if index == 0:  # scaling the filters equals scaling the pixels and saves a pass over them
+                weight = weight * self.pixel_scale
             hidden = F.leaky_relu_(F.conv2d(hidden, weight, bias, stride, groups=groups))
         convolved = hidden.reshape(len(hidden), self.ensemble_size, -1).transpose(0, 1)
         extra = features.expand(self.ensemble_size, *features.shape[-2:])

@@ -1,8 +1,10 @@
 """How the loop plugs into RLlib: algorithms, networks, replay, and the reward model as an actor."""
 
-from themis_ray.rllib.algorithms import PreferenceDQN, PreferencePPO, PreferenceSAC, build_algorithm_config
+from themis_ray.rllib.algorithms import build_algorithm_config
 from themis_ray.rllib.evaluation import deterministic_policy, evaluate, random_policy
 from themis_ray.rllib.loop import PreferenceLoop
+from themis_ray.rllib.off_policy import PreferenceDQN, PreferenceSAC
+from themis_ray.rllib.ppo import PreferencePPO
 from themis_ray.rllib.replay import ReplayBuffer, Transitions
 from themis_ray.rllib.reward_actor import RewardModel, RewardModelActor, RewardModelSpec
 from themis_ray.rllib.settings import (

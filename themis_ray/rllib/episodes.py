@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,14 @@ def to_chunk(episode: SingleAgentEpisode) -> EpisodeChunk:
         actions=np.asarray(episode.get_actions(slice(0, num_steps))),
         true_rewards=np.asarray(episode.get_rewards(slice(0, num_steps)), np.float32),
         is_done=episode.is_done,
+        num_absorbing_steps=_num_absorbing_steps(episode),
     )
+
+
+def _num_absorbing_steps(episode: SingleAgentEpisode) -> int:
+    """Count the steps at the end that `FixedHorizon` marked; the mark stays on once it is on, so halving finds it."""
+    infos = episode.get_infos(slice(1, len(episode) + 1))
+    return len(infos) - bisect_left(infos, True, key=lambda info: bool(info.get("is_absorbing", False)))
 
 
 def to_transitions(episodes: Sequence[SingleAgentEpisode]) -> Transitions:

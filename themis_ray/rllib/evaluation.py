@@ -31,10 +31,10 @@ def deterministic_policy(module: Any) -> Policy:
             else:
                 distribution = module.get_inference_action_dist_cls().from_logits(outputs[Columns.ACTION_DIST_INPUTS])
                 actions = distribution.to_deterministic().sample()
-        actions = actions.numpy()
+        chosen: NDArray[Any] = actions.numpy()
         if isinstance(space, gym.spaces.Box):
-            return np.stack([unsquash_action(action, space) for action in actions])
-        return actions
+            return np.stack([unsquash_action(action, space) for action in chosen])
+        return chosen
 
     return act
 

@@ -32,7 +32,7 @@ from themis_ray.feedback import (
 from themis_ray.randomness import RandomStreams
 from themis_ray.reward import RunningStd, left_probabilities, state_entropy_rewards
 from themis_ray.rllib.replay import ReplayBuffer
-from themis_ray.rllib.reward_actor import RewardModel
+from themis_ray.rllib.reward_actor import PendingPrediction, RewardModel
 from themis_ray.rllib.settings import LoopSettings
 
 __all__ = ["COMPONENT_PREFERENCE_LOOP", "Phase", "PreferenceLoop"]
@@ -101,6 +101,21 @@ class PreferenceLoop(Checkpointable):
     def has_fitted_reward(self) -> bool:
         """Whether predictions mean anything yet."""
         return self.reward_model is not None and self.reward_model.version > 0
+
+    def predict_later(self, observations: NDArray[Any], actions: NDArray[Any]) -> PendingPrediction:
+        """Start predicting the rewards of N steps."""
+        assert self.reward_model is not None
+        return self.reward_model.predict_later(observations, actions)
+
+    def collect(self, pending: PendingPrediction) -> NDArray[np.float32]:
+        """Wait for a prediction, shape (N,)."""
+        assert self.reward_model is not None
+        return self.reward_model.collect(pending)
+
+    def predict(self, observations: NDArray[Any], actions: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the predicted rewards of N steps, shape (N,)."""
+        assert self.reward_model is not None
+        return self.reward_model.predict(observations, actions)
 
     def intrinsic_rewards(self, observations: NDArray[Any], reference: NDArray[Any]) -> NDArray[np.float32]:
         """Return state-entropy rewards of N observations against M references, over their running std, (N,)."""
@@ -288,4 +303,3 @@ class PreferenceLoop(Checkpointable):
     def get_checkpointable_components(self) -> list[tuple[str, Any]]:
         """Return nothing: everything is in `get_state`."""
         return []
-

@@ -191,7 +191,7 @@ class SACModule(TorchRLModule, InferenceOnlyAPI):
                     actions = torch.randint(self.action_size, (num_rows,))
                 else:
                     logits = self.pi(self.pi_encoder(batch[Columns.OBS]))
-                    actions = torch.distributions.Categorical(logits=logits).sample()
+                    actions = torch.multinomial(logits.softmax(-1), 1).squeeze(-1)
                 return {Columns.ACTIONS: actions}
             if is_random:
                 actions = torch.rand(num_rows, self.action_size).mul_(2).sub_(1)

@@ -51,7 +51,7 @@ class NotLoadedError(Exception):
 class RewardModelSpec:
     """What the actor needs to build its ensemble."""
 
-    observation_space: gym.Space[Any]
+    observation_space: gym.spaces.Box
     action_space: gym.Space[Any]
     observation_kind: ObservationKind
     config: RewardConfig
@@ -61,9 +61,11 @@ class RewardModelSpec:
 class RewardModelActor:
     """Serves one reward ensemble. Async: every method may run while a fit is under way."""
 
-    def __init__(self, spec: RewardModelSpec, num_threads: int = 1) -> None:
-        torch.set_num_threads(num_threads)
+    def __init__(self, spec: RewardModelSpec, num_fit_threads: int = 1) -> None:
+        torch.set_num_threads(1)
+        torch.set_flush_denormal(True)
         self._spec = spec
+        self._num_fit_threads = num_fit_threads
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._ensemble, self._optimizer = self._build()
         self._version = -1
@@ -140,9 +142,13 @@ class RewardModelActor:
         self._require_loaded()
 
         def work() -> tuple[RewardEnsemble, torch.optim.Optimizer, dict[str, float]]:
+            # OpenMP's number of threads belongs to the calling thread: predictions stay on one.
+            torch.set_num_threads(self._num_fit_threads)
+            torch.set_flush_denormal(True)
             ensemble, optimizer = self._build()
             load_ensemble_state(ensemble, optimizer, ensemble_state(self._ensemble, self._optimizer))
             info = fit(ensemble, optimizer, pairs, self._spec.config, np.random.default_rng(seed))
+            torch.set_num_threads(1)
             return ensemble, optimizer, info
 
         self._ensemble, self._optimizer, info = await asyncio.to_thread(work)
@@ -167,6 +173,7 @@ class RewardModel:
         name: Name of the actor in the namespace of the Ray job; one per trial.
         num_cpus: CPUs reserved for it.
         num_gpus: GPUs reserved for it.
+        num_fit_threads: Threads of a fit; the learner waits meanwhile.
         on_restart: Told in one line when the actor had to be brought back.
     """
 
@@ -176,14 +183,15 @@ class RewardModel:
         name: str,
         num_cpus: float = 0.5,
         num_gpus: float = 0,
+        num_fit_threads: int = 1,
         on_restart: Callable[[str], None] = logger.warning,
     ) -> None:
         actor_class = ray.remote(RewardModelActor)
         self.name = name
         self._on_restart = on_restart
-        self._actor = actor_class.options(  # type: ignore[attr-defined]
+        self._actor = actor_class.options(
             name=name, num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=-1, max_task_retries=0
-        ).remote(spec, max(1, int(num_cpus)))
+        ).remote(spec, num_fit_threads)
         self.state: dict[str, Any] = ray.get(self._actor.start.remote())
         self.num_restarts = 0
 
@@ -199,7 +207,8 @@ class RewardModel:
 
     def status(self) -> dict[str, int]:
         """Return the actor's version, process id and number of forward passes."""
-        return self._call(lambda: self._actor.status.remote())
+        status: dict[str, int] = self._call(lambda: self._actor.status.remote())
+        return status
 
     def predict_later(self, observations: Array, actions: Array) -> PendingPrediction:
         """Start predicting the rewards of N steps and return at once."""
@@ -208,11 +217,12 @@ class RewardModel:
     def collect(self, pending: PendingPrediction) -> NDArray[np.float32]:
         """Wait for a prediction and return it, shape (N,)."""
         references = [pending.reference]
-        return self._call(
+        rewards: NDArray[np.float32] = self._call(
             lambda: (
                 references.pop() if references else self._actor.predict.remote(pending.observations, pending.actions)
             )
         )
+        return rewards
 
     def predict(self, observations: Array, actions: Array) -> NDArray[np.float32]:
         """Return the mean predicted reward of N steps, shape (N,); large inputs go in chunks, one ahead."""
@@ -230,11 +240,13 @@ class RewardModel:
 
     def segment_returns(self, observations: Array, actions: Array) -> NDArray[np.float32]:
         """Return every member's summed reward of S segments of L steps, shape (K, S)."""
-        return self._call(lambda: self._actor.segment_returns.remote(observations, actions))
+        returns: NDArray[np.float32] = self._call(lambda: self._actor.segment_returns.remote(observations, actions))
+        return returns
 
     def fit(self, pairs: LabelledPairs, seed: int) -> dict[str, float]:
         """Fit to all of `pairs`, keep the new state here, and return loss, accuracy and num_epochs."""
         reference = ray.put(pairs)
+        info: dict[str, float]
         info, self.state = self._call(lambda: self._actor.fit.remote(reference, seed))
         return info
 

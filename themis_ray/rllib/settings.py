@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,6 +11,10 @@ from themis_ray.envs import EnvConfig
 from themis_ray.errors import ConfigError
 from themis_ray.feedback import FeedbackConfig, TeacherConfig
 from themis_ray.reward import RewardConfig
+
+T = TypeVar("T")
+
+MAX_STEPS_BETWEEN_REPORTS = 1000
 
 LearnerName = Literal["auto", "ppo", "sac", "dqn"]
 
@@ -59,7 +63,7 @@ _OFF_POLICY: dict[str, Any] = {
 }
 LEARNER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "ppo": {
-        "learning_rate": 3e-4,
+        "learning_rate": 1e-3,
         "hidden_sizes": (64, 64),
         "gamma": 0.99,
         "batch_size": 2048,
@@ -98,7 +102,7 @@ def resolve_algorithm(settings: AlgorithmSettings, name: str) -> AlgorithmSettin
                 f"algorithm.{key} was given, but the learner is {name}, which does not use it. Used by: "
                 f"{', '.join(users)}. Leave it out or set algorithm.name."
             )
-    return AlgorithmSettings(name=name, **{**defaults, **given})  # type: ignore[arg-type]
+    return AlgorithmSettings(name=name, **{**defaults, **given})
 
 
 class ExplorationSettings(BaseModel):
@@ -128,6 +132,7 @@ class ResourceSettings(BaseModel):
     num_learners: int = Field(0, ge=0, description="Remote learner actors; 0 learns in the driver.")
     num_gpus_per_learner: float = Field(0, ge=0, description="GPUs reserved for each learner.")
     reward_actor_num_cpus: float = Field(0.5, ge=0, description="CPUs reserved for the reward-model actor.")
+    num_fit_threads: int = Field(2, ge=1, description="Threads that fit the ensemble while the learner waits.")
     reward_actor_num_gpus: float = Field(0, ge=0, description="GPUs reserved for the reward-model actor.")
 
 
@@ -146,3 +151,14 @@ class LoopSettings(BaseModel):
     reward: RewardConfig = Field(RewardConfig(), description="What is learned from the answers.")
     exploration: ExplorationSettings = Field(ExplorationSettings(), description="Before the first session.")
     resources: ResourceSettings = Field(ResourceSettings(), description="Where things run.")
+
+
+def required(value: T | None) -> T:
+    """Return a setting that `themis_ray.config.resolve` has filled in.
+
+    Raises:
+        ConfigError: The settings were not resolved.
+    """
+    if value is None:
+        raise ConfigError("a setting of the learner is empty. Pass settings through themis_ray.config.resolve first.")
+    return value

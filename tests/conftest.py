@@ -1,0 +1,30 @@
+"""What all tests share: quiet, single-threaded libraries, and one small Ray cluster for those that need it."""
+
+import os
+from collections.abc import Iterator
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """Start one cluster for every test marked `ray`, and end it after the last."""
+    import ray
+
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=150 * 2**20,
+        log_to_driver=False,
+        logging_level="ERROR",
+        namespace="themis",
+    )
+    yield
+    ray.shutdown()

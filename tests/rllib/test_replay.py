@@ -1,0 +1,141 @@
+from collections import deque
+
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from themis_ray.rllib import ReplayBuffer, Transitions
+from themis_ray.rllib.replay import RELABEL_CHUNK_SIZE
+
+STATE = Box(-np.inf, np.inf, (3,), np.float32)
+FRAME = Box(0, 255, (5, 5, 2), np.uint8)
+TORQUE = Box(-1.0, 1.0, (2,), np.float32)
+COLUMNS = ("observations", "next_observations", "actions", "true_rewards", "terminated")
+
+
+def draw(num_rows: int, rng: np.random.Generator, state=STATE, action=TORQUE) -> tuple[Transitions, np.ndarray]:
+    def observations() -> np.ndarray:
+        if state.dtype == np.uint8:
+            return rng.integers(256, size=(num_rows, *state.shape), dtype=np.uint8)
+        return rng.normal(size=(num_rows, *state.shape)).astype(np.float32)
+
+    if isinstance(action, Discrete):
+        actions = rng.integers(action.n, size=num_rows)
+    else:
+        actions = rng.uniform(-1, 1, (num_rows, *action.shape)).astype(np.float32)
+    rewards, predicted = rng.normal(size=(2, num_rows)).astype(np.float32)
+    return Transitions(observations(), observations(), actions, rewards, rng.random(num_rows) < 0.2), predicted
+
+
+@settings(max_examples=60, deadline=None)
+@given(capacity=st.integers(1, 12), sizes=st.lists(st.integers(0, 12), max_size=12), seed=st.integers(0, 99))
+def test_ring_holds_the_newest_rows_like_a_deque(capacity: int, sizes: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    replay, expected = ReplayBuffer(capacity, STATE, TORQUE), deque(maxlen=capacity)
+    for size in sizes:
+        transitions, predicted = draw(min(size, capacity), rng)
+        replay.add(transitions, predicted)
+        for i in range(len(transitions)):
+            expected.append((*(getattr(transitions, name)[i] for name in COLUMNS), predicted[i]))
+    assert replay.size == len(expected)
+    # The oldest row is the next one to be overwritten, once the ring is full.
+    start = replay.get_state()["position"] if replay.size == capacity else 0
+    order = (start + np.arange(replay.size)) % capacity
+    for i, row in zip(order, expected, strict=True):
+        for name, value in zip((*COLUMNS, "predicted_rewards"), row, strict=True):
+            np.testing.assert_array_equal(getattr(replay, name)[i], value, err_msg=name)
+
+
+def test_true_and_predicted_reward_lie_side_by_side() -> None:
+    replay = ReplayBuffer(50, STATE, TORQUE)
+    transitions, predicted = draw(40, np.random.default_rng(0))
+    replay.add(transitions, predicted)
+    np.testing.assert_array_equal(replay.true_rewards[:40], transitions.true_rewards)
+    np.testing.assert_array_equal(replay.predicted_rewards[:40], predicted)
+
+
+@pytest.mark.parametrize("num_rows", [1, RELABEL_CHUNK_SIZE, 2 * RELABEL_CHUNK_SIZE + 7])
+def test_relabel_recomputes_every_prediction_and_nothing_else(num_rows: int) -> None:
+    replay = ReplayBuffer(num_rows + 5, STATE, TORQUE)
+    transitions, predicted = draw(num_rows, np.random.default_rng(1))
+    replay.add(transitions, predicted)
+    before, sizes = replay.get_state(), []
+
+    def predict(observations: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        sizes.append(len(actions))
+        return observations.sum(-1) + actions[:, 0]
+
+    replay.relabel(predict)
+    after = replay.get_state()
+    np.testing.assert_array_equal(
+        after.pop("predicted_rewards"), transitions.observations.sum(-1) + transitions.actions[:, 0]
+    )
+    for name, column in after.items():
+        np.testing.assert_array_equal(column, before[name], err_msg=name)
+    assert sum(sizes) == num_rows
+    assert len(sizes) == -(-num_rows // RELABEL_CHUNK_SIZE)
+    np.testing.assert_array_equal(replay.predicted_rewards[num_rows:], 0)
+
+
+def test_relabel_of_an_empty_buffer_asks_nothing() -> None:
+    ReplayBuffer(5, STATE, TORQUE).relabel(lambda *_: pytest.fail("asked"))
+
+
+@pytest.mark.parametrize("num_rows", [4, 10, 17])
+def test_state_round_trip_is_bit_equal_and_goes_on_alike(num_rows: int) -> None:
+    rng = np.random.default_rng(2)
+    first, second = (ReplayBuffer(10, FRAME, Discrete(4)) for _ in range(2))
+    for _ in range(num_rows):
+        first.add(*draw(1, rng, FRAME, Discrete(4)))
+    second.add(*draw(10, rng, FRAME, Discrete(4)))  # overwritten by the state
+    state = first.get_state()
+    second.set_state(state)
+    first.add(*draw(3, np.random.default_rng(3), FRAME, Discrete(4)))
+    second.add(*draw(3, np.random.default_rng(3), FRAME, Discrete(4)))
+    assert first.size == second.size
+    for name, column in first.get_state().items():
+        other = second.get_state()[name]
+        np.testing.assert_array_equal(column, other, err_msg=name)
+        if name != "position":
+            assert column.dtype == other.dtype
+            assert column.tobytes() == other.tobytes()
+
+
+def test_state_is_a_copy() -> None:
+    replay = ReplayBuffer(4, STATE, TORQUE)
+    replay.add(*draw(4, np.random.default_rng(0)))
+    state = replay.get_state()
+    kept = state["observations"].copy()
+    replay.add(*draw(4, np.random.default_rng(1)))
+    np.testing.assert_array_equal(state["observations"], kept)
+
+
+@pytest.mark.parametrize(
+    ("action", "dtype", "shape"),
+    [(TORQUE, np.float32, (2,)), (Discrete(3), np.int64, ()), (MultiDiscrete([2, 3]), np.float32, (2,))],
+)
+def test_columns_keep_what_the_spaces_say(action, dtype: type, shape: tuple[int, ...]) -> None:
+    replay = ReplayBuffer(6, FRAME, action)
+    assert replay.observations.dtype == replay.next_observations.dtype == np.uint8
+    assert replay.observations.shape == (6, 5, 5, 2)
+    assert replay.actions.dtype == dtype
+    assert replay.actions.shape == (6, *shape)
+
+
+def test_uint8_observations_survive_unchanged() -> None:
+    replay = ReplayBuffer(8, FRAME, Discrete(4))
+    transitions, predicted = draw(8, np.random.default_rng(5), FRAME, Discrete(4))
+    replay.add(transitions, predicted)
+    assert replay.observations.tobytes() == transitions.observations.tobytes()
+
+
+def test_rows_are_drawn_uniformly_among_the_filled_ones() -> None:
+    replay = ReplayBuffer(100, STATE, TORQUE)
+    replay.add(*draw(10, np.random.default_rng(0)))
+    rows = replay.sample_rows(50_000, np.random.default_rng(7))
+    counts = np.bincount(rows, minlength=10)
+    assert len(counts) == 10
+    assert np.abs(counts - 5000).max() < 5 * np.sqrt(5000 * 0.9)
+    np.testing.assert_array_equal(rows, replay.sample_rows(50_000, np.random.default_rng(7)))

@@ -1,0 +1,150 @@
+"""What every learner shares: building, saving and ending the preference loop."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    ENV_RUNNER_SAMPLING_TIMER,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    SYNCH_WORKER_WEIGHTS_TIMER,
+    TIMERS,
+)
+from ray.tune.execution.placement_groups import PlacementGroupFactory
+
+from themis_ray.envs import EnvSpec, get_env_spec
+from themis_ray.rllib.episodes import to_chunk
+from themis_ray.rllib.loop import COMPONENT_PREFERENCE_LOOP, PreferenceLoop
+from themis_ray.rllib.replay import ReplayBuffer
+from themis_ray.rllib.reward_actor import RewardModel, RewardModelSpec
+from themis_ray.rllib.settings import LoopSettings
+
+__all__ = ["NUM_REFERENCE_OBSERVATIONS", "PreferenceAlgorithm"]
+
+NUM_REFERENCE_OBSERVATIONS = 512
+
+
+class PreferenceAlgorithm(Algorithm):
+    """What the learners share: building, saving and ending the preference loop. Mixed in before an RLlib Algorithm."""
+
+    _loop: PreferenceLoop | None = None
+
+    @property
+    def loop(self) -> PreferenceLoop:
+        """The preference loop, once `setup` has built it."""
+        assert self._loop is not None
+        return self._loop
+
+    @classmethod
+    def default_resource_request(cls, config: Any) -> Any:
+        """Add the reward actor's bundle to what RLlib asks for, so that a Tune trial's placement group has room."""
+        request = super().default_resource_request(config)
+        settings = LoopSettings(**cls.get_default_config().update_from_dict(config).loop_settings)
+        if not settings.learn_reward:
+            return request
+        resources = settings.resources
+        bundle = {"CPU": resources.reward_actor_num_cpus, "GPU": resources.reward_actor_num_gpus}
+        bundle = {name: amount for name, amount in bundle.items() if amount}
+        bundles = request.bundles + ([bundle] if bundle else [])
+        return PlacementGroupFactory(bundles, strategy=request.strategy)
+
+    def setup(self, config: Any) -> None:
+        """Build what RLlib builds, then the reward actor and the loop."""
+        super().setup(config)
+        self.settings = settings = LoopSettings(**self.config.loop_settings)
+        spec = get_env_spec(settings.env)
+        reward_model = None
+        if settings.learn_reward:
+            resources = settings.resources
+            reward_model = RewardModel(
+                RewardModelSpec(
+                    spec.observation_space, spec.action_space, spec.observation_kind, settings.reward, settings.seed
+                ),
+                name=f"reward-model-{self.trial_id or 'run'}-{uuid.uuid4().hex[:8]}",
+                num_cpus=resources.reward_actor_num_cpus,
+                num_gpus=resources.reward_actor_num_gpus,
+                num_fit_threads=resources.num_fit_threads,
+            )
+        dataset_path = Path(self.config.dataset_path or self.logdir)
+        self._loop = PreferenceLoop(settings, spec, dataset_path, reward_model, self._make_replay(settings, spec))
+
+    def _make_replay(self, settings: LoopSettings, spec: EnvSpec) -> ReplayBuffer | None:
+        """Return where experience is kept between updates; on-policy learners keep none."""
+        del settings, spec
+        return None
+
+    def _settle(self) -> None:
+        """Finish what is under way, before the state is read."""
+
+    @property
+    def env_steps(self) -> int:
+        """Env steps done so far, over all env runners."""
+        return int(self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0))
+
+    def reset_environments(self) -> None:
+        """Start a new episode in every environment, seeded from the stream `env`.
+
+        Simulators cannot be saved, so a restored run calls this; a run that calls it at the same point goes on alike.
+        """
+        seed = self.loop.streams.draw_seed("env")
+
+        def reset(env_runner: Any) -> None:
+            env_runner._seed = seed + 1000 * (env_runner.worker_index or 0)
+            env_runner._needs_initial_reset = True
+
+        self.env_runner_group.foreach_env_runner(reset)
+
+    def _sample_round(self) -> list[Any]:
+        """Step every environment for one fragment; return the episode pieces, which the pool has seen."""
+        with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
+            episodes, results = synchronous_parallel_sample(
+                worker_set=self.env_runner_group,
+                concat=True,
+                sample_timeout_s=self.config.sample_timeout_s,
+                _uses_new_env_runners=True,
+                _return_metrics=True,
+            )
+        self.metrics.aggregate(results, key=ENV_RUNNER_RESULTS)
+        episodes = [episode for episode in episodes if len(episode)]
+        for episode in episodes:
+            self.loop.pool.add(to_chunk(episode))
+        return episodes
+
+    def _timesteps(self) -> dict[str, Any]:
+        return {NUM_ENV_STEPS_SAMPLED_LIFETIME: self.env_steps}
+
+    def _sync_weights(self) -> None:
+        with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
+            self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+
+    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
+        """Return RLlib's components and the loop, which is not there yet when RLlib's own set-up asks."""
+        components = super().get_checkpointable_components()
+        return components if self._loop is None else [*components, (COMPONENT_PREFERENCE_LOOP, self.loop)]
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> Any:
+        """Return RLlib's state and the loop's."""
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        if self._check_component(COMPONENT_PREFERENCE_LOOP, components, not_components):
+            self._settle()
+            state[COMPONENT_PREFERENCE_LOOP] = self.loop.get_state()
+        return state
+
+    def set_state(self, state: Any) -> None:
+        """Restore RLlib's state, then the loop's."""
+        super().set_state(state)
+        if COMPONENT_PREFERENCE_LOOP in state:
+            self.loop.set_state(state[COMPONENT_PREFERENCE_LOOP])
+
+    def cleanup(self) -> None:
+        """End the reward actor with the algorithm."""
+        try:
+            if self._loop is not None and self._loop.reward_model is not None:
+                self._loop.reward_model.stop()
+        finally:
+            super().cleanup()

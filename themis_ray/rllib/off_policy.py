@@ -1,0 +1,152 @@
+"""SAC and DQN, paid in predicted reward from a flat replay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.dqn import DQN, DQNConfig
+from ray.rllib.algorithms.sac import SAC, SACConfig
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.metrics import LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMERS
+
+from themis_ray.envs import EnvSpec
+from themis_ray.rllib.base import NUM_REFERENCE_OBSERVATIONS, PreferenceAlgorithm
+from themis_ray.rllib.episodes import to_transitions
+from themis_ray.rllib.learners import ReplayLearner
+from themis_ray.rllib.replay import ReplayBuffer, Transitions
+from themis_ray.rllib.reward_actor import PendingPrediction
+from themis_ray.rllib.settings import MAX_STEPS_BETWEEN_REPORTS, LoopSettings, required
+
+__all__ = ["PreferenceDQN", "PreferenceDQNConfig", "PreferenceSAC", "PreferenceSACConfig"]
+
+
+class ReplayAlgorithm(PreferenceAlgorithm):
+    """What SAC and DQN share: flat replay with both rewards, and updates in one call per sampling round."""
+
+    _pending: tuple[list[Any], Transitions, PendingPrediction | None] | None = None
+
+    def _make_replay(self, settings: LoopSettings, spec: EnvSpec) -> ReplayBuffer:
+        capacity = min(required(settings.algorithm.replay_capacity), settings.num_env_steps + MAX_STEPS_BETWEEN_REPORTS)
+        return ReplayBuffer(capacity, spec.observation_space, spec.action_space)
+
+    @property
+    def replay(self) -> ReplayBuffer:
+        """Where experience is kept."""
+        assert self.loop.replay is not None
+        return self.loop.replay
+
+    def training_step(self) -> None:
+        """Sample a round while the last one's prediction is made, hold a session if one is due, run owed updates."""
+        loop = self.loop
+        start_step = self.env_steps
+        episodes = self._sample_round()
+        self._settle()
+        transitions = to_transitions(episodes)
+        pending = None
+        if loop.has_fitted_reward:
+            pending = loop.predict_later(transitions.observations, transitions.actions)
+        self._pending = (episodes, transitions, pending)
+        was_fitted = loop.has_fitted_reward
+        if loop.hold_session_if_due(self.env_steps):
+            self._settle()
+            self.replay.relabel(loop.predict)
+            if not was_fitted:
+                self._reset_critics()
+        elif not loop.settings.learn_reward and start_step < loop.num_steps_before_feedback <= self.env_steps:
+            self._reset_critics()
+        phase = loop.phase(start_step)
+        is_paid = phase == "exploration" or loop.has_fitted_reward or not loop.settings.learn_reward
+        if phase == "seed" or not is_paid or self.replay.size == 0:
+            return
+        loop.num_updates_owed += len(transitions) * required(loop.settings.algorithm.updates_per_env_step)
+        num_updates, loop.num_updates_owed = divmod(loop.num_updates_owed, 1)
+        if num_updates:
+            self._update(int(num_updates), is_exploring=phase == "exploration")
+            self._sync_weights()
+
+    def _settle(self) -> None:
+        """Wait for the last round's prediction and store its transitions."""
+        if self._pending is None:
+            return
+        episodes, transitions, pending = self._pending
+        self._pending = None
+        rewards = np.zeros(len(transitions), np.float32)
+        if pending is not None:
+            rewards = self.loop.collect(pending)
+            self.loop.count_predicted_returns(episodes, rewards)
+        self.replay.add(transitions, rewards)
+
+    def _reset_critics(self) -> None:
+        """Forget the values that exploration's rewards taught; the policy stays (PEBBLE)."""
+        if self.loop.num_steps_before_feedback > self.loop.num_seed_steps:
+            self.learner_group.foreach_learner(lambda learner: learner.reset_critics())
+
+    def _update(self, num_updates: int, *, is_exploring: bool) -> None:
+        loop, size = self.loop, self.config.train_batch_size_per_learner
+        rng, replay = loop.streams["replay"], self.replay
+        rows = replay.sample_rows(num_updates * size, rng)
+        if is_exploring:
+            reference = replay.observations[replay.sample_rows(NUM_REFERENCE_OBSERVATIONS, rng)]
+            rewards = loop.intrinsic_rewards(replay.next_observations[rows], reference)
+        else:
+            rewards = (replay.predicted_rewards if loop.settings.learn_reward else replay.true_rewards)[rows]
+        columns = {
+            Columns.OBS: replay.observations[rows],
+            Columns.NEXT_OBS: replay.next_observations[rows],
+            Columns.ACTIONS: replay.actions[rows],
+            Columns.REWARDS: rewards,
+            Columns.TERMINATEDS: replay.terminated[rows],
+        }
+        batch = MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=len(rows))
+        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+            results = self.learner_group.update(batch=batch, timesteps=self._timesteps(), minibatch_size=size)
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+
+
+class PreferenceSAC(ReplayAlgorithm, SAC):
+    """Soft actor-critic for Box and Discrete actions, paid in predicted reward."""
+
+    @classmethod
+    def get_default_config(cls) -> AlgorithmConfig:
+        """Return the configuration class that this algorithm understands."""
+        return PreferenceSACConfig()
+
+
+class PreferenceSACConfig(SACConfig):
+    """SACConfig with the loop's settings and our learner."""
+
+    def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
+        super().__init__(algo_class or PreferenceSAC)
+        self.loop_settings: dict[str, Any] = {}
+        self.dataset_path: str | None = None
+
+    def get_default_learner_class(self) -> Any:
+        """Return the learner that runs a round's updates in one call."""
+        return ReplayLearner
+
+
+class PreferenceDQN(ReplayAlgorithm, DQN):
+    """Double DQN for Discrete actions, paid in predicted reward."""
+
+    @classmethod
+    def get_default_config(cls) -> AlgorithmConfig:
+        """Return the configuration class that this algorithm understands."""
+        return PreferenceDQNConfig()
+
+
+class PreferenceDQNConfig(DQNConfig):
+    """DQNConfig with the loop's settings and our learner."""
+
+    def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
+        super().__init__(algo_class or PreferenceDQN)
+        self.loop_settings: dict[str, Any] = {}
+        self.dataset_path: str | None = None
+
+    def get_default_learner_class(self) -> Any:
+        """Return the learner that runs a round's updates in one call."""
+        return ReplayLearner

@@ -1,0 +1,97 @@
+"""PPO, paid in predicted reward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.ppo import PPO, PPOConfig
+from ray.rllib.connectors.common.numpy_to_tensor import NumpyToTensor
+from ray.rllib.utils.metrics import LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMERS
+
+from themis_ray.rllib.base import NUM_REFERENCE_OBSERVATIONS, PreferenceAlgorithm
+from themis_ray.rllib.connectors import PREDICTED_REWARDS, PayPredictedRewards
+from themis_ray.rllib.episodes import attach_column, to_transitions
+from themis_ray.rllib.reward_actor import PendingPrediction
+
+__all__ = ["PreferencePPO", "PreferencePPOConfig"]
+
+
+class PreferencePPO(PreferenceAlgorithm, PPO):
+    """PPO whose rewards are swapped by a learner connector, with predictions made while sampling goes on."""
+
+    @classmethod
+    def get_default_config(cls) -> AlgorithmConfig:
+        """Return the configuration class that this algorithm understands."""
+        return PreferencePPOConfig()
+
+    def training_step(self) -> None:
+        """Sample a batch, hold a feedback session if one is due, and learn from predicted rewards."""
+        loop, num_steps = self.loop, 0
+        episodes: list[Any] = []
+        rounds: list[tuple[list[Any], PendingPrediction | None]] = []
+        start_step = self.env_steps
+        while num_steps < self.config.total_train_batch_size:
+            pieces = self._sample_round()
+            num_steps += sum(len(piece) for piece in pieces)
+            episodes += pieces
+            # One prediction in flight at a time: what is merged with what must not depend on timing.
+            if rounds and rounds[-1][1] is not None:
+                ray.wait([rounds[-1][1].reference])
+            rounds.append((pieces, self._predict_later(pieces) if loop.has_fitted_reward else None))
+        if loop.hold_session_if_due(self.env_steps):
+            rounds = [(episodes, self._predict_later(episodes))]
+        phase = loop.phase(start_step)
+        for pieces, pending in rounds:
+            if phase == "exploration":
+                self._attach(pieces, self._intrinsic_rewards(pieces, episodes))
+            elif pending is not None:
+                rewards = loop.collect(pending)
+                loop.count_predicted_returns(pieces, rewards)
+                self._attach(pieces, rewards)
+        if loop.settings.learn_reward and phase == "preference" and not loop.has_fitted_reward:
+            return  # No answer yet: there is nothing to be paid in.
+        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+            results = self.learner_group.update(
+                episodes=episodes,
+                timesteps=self._timesteps(),
+                num_epochs=self.config.num_epochs,
+                minibatch_size=self.config.minibatch_size,
+                shuffle_batch_per_epoch=self.config.shuffle_batch_per_epoch,
+            )
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        self._sync_weights()
+
+    def _predict_later(self, episodes: list[Any]) -> PendingPrediction:
+        rows = to_transitions(episodes)
+        return self.loop.predict_later(rows.observations, rows.actions)
+
+    def _intrinsic_rewards(self, episodes: list[Any], reference: list[Any]) -> NDArray[np.float32]:
+        observations = to_transitions(reference).observations
+        rows = self.loop.streams["exploration"].integers(len(observations), size=NUM_REFERENCE_OBSERVATIONS)
+        return self.loop.intrinsic_rewards(to_transitions(episodes).next_observations, observations[rows])
+
+    @staticmethod
+    def _attach(episodes: list[Any], rewards: NDArray[np.float32]) -> None:
+        stops = np.cumsum([len(episode) for episode in episodes])
+        for episode, part in zip(episodes, np.split(rewards, stops[:-1]), strict=True):
+            attach_column(episode, PREDICTED_REWARDS, part)
+
+
+class PreferencePPOConfig(PPOConfig):
+    """PPOConfig with the loop's settings and the connector that pays predicted rewards."""
+
+    def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
+        super().__init__(algo_class or PreferencePPO)
+        self.loop_settings: dict[str, Any] = {}
+        self.dataset_path: str | None = None
+
+    def build_learner_connector(self, input_observation_space: Any, input_action_space: Any, device: Any = None) -> Any:
+        """Put the swap after the batch is finished and before advantages are estimated."""
+        pipeline = super().build_learner_connector(input_observation_space, input_action_space, device)
+        pipeline.insert_after(NumpyToTensor, PayPredictedRewards())
+        return pipeline
