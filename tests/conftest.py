@@ -9,8 +9,12 @@ os.environ["WANDB_MODE"] = "offline"
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+# Machines that run tests are busy: how long one example takes says nothing.
+settings.register_profile("themis", deadline=None)
+settings.load_profile("themis")
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +32,10 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _keep_small_numbers() -> Iterator[None]:
+    """Undo what an experiment does to its whole process: it flushes denormal numbers to zero."""
+    yield
+    torch.set_flush_denormal(False)

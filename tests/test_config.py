@@ -234,11 +234,28 @@ def test_given_values_stay() -> None:
 
 
 def test_a_short_ppo_run_has_at_least_ten_iterations() -> None:
-    short, _ = resolve(load("env.id=CartPole-v1", "num_env_steps=2000"))
-    assert short.algorithm.batch_size == 200
-    assert resolve(load("env.id=CartPole-v1", "num_env_steps=1e6"))[0].algorithm.batch_size == 2048
-    given, _ = resolve(load("env.id=CartPole-v1", "num_env_steps=2000", "algorithm.batch_size=1000"))
+    free = ("env.id=CartPole-v1", "env.fixed_horizon=false")
+    assert resolve(load(*free, "num_env_steps=2000"))[0].algorithm.batch_size == 200
+    assert resolve(load(*free, "num_env_steps=1e6"))[0].algorithm.batch_size == 2048
+    given, _ = resolve(load(*free, "num_env_steps=2000", "algorithm.batch_size=1000"))
     assert given.algorithm.batch_size == 1000
+
+
+@pytest.mark.parametrize(("horizon", "num_envs"), [(500, 4), (100, 8), (3000, 8)])
+def test_a_ppo_batch_holds_whole_episodes_where_they_are_short(horizon: int, num_envs: int) -> None:
+    config, _ = resolve(load("env.id=CartPole-v1", f"env.horizon={horizon}", "num_env_steps=1e6"))
+    algorithm = config.algorithm
+    assert algorithm.num_envs == num_envs
+    if horizon <= 1024:
+        assert algorithm.batch_size % (num_envs * horizon) == 0
+        assert 1024 < algorithm.batch_size <= 2048
+    given, _ = resolve(load("env.id=CartPole-v1", "algorithm.num_envs=3", "algorithm.batch_size=700"))
+    assert (given.algorithm.num_envs, given.algorithm.batch_size) == (3, 700)
+
+
+def test_images_are_learned_with_smaller_steps_by_ppo() -> None:
+    assert resolve(load("env.id=ALE/Pong-v5"))[0].algorithm.learning_rate == 2.5e-4
+    assert resolve(load("env.id=ALE/Pong-v5", "algorithm.learning_rate=0.1"))[0].algorithm.learning_rate == 0.1
 
 
 OVERRIDES = st.fixed_dictionaries(

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from themis_ray.config import ExperimentConfig, dump_config, load_config, resolve
+from themis_ray.data import PreferenceDataset
 from themis_ray.errors import ConfigError, ThemisError
 from themis_ray.experiment import run_experiment
 from themis_ray.tracking import RunFolder
@@ -76,6 +77,9 @@ def train(
             )
         folder, config = RunFolder.open(resume)
         config, spec = resolve(config)
+        # Refuse damaged files at once; starting Ray takes seconds.
+        folder.latest_checkpoint()
+        PreferenceDataset(folder.path)
         if dry_run:
             click.echo(dump_config(config), nl=False)
             return

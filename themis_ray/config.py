@@ -6,7 +6,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,25 @@ from themis_ray.rllib import AlgorithmSettings, LoopSettings, resolve_algorithm
 
 __all__ = ["ExperimentConfig", "TrackingSettings", "dump_config", "load_config", "resolve"]
 
-NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 DEFAULT_SEGMENT_LENGTH = {"vector": 50, "grid": 50, "image": 25}
 MAX_SEED_STEPS = 1000
 MAX_EXPLORATION_STEPS = 9000
 MIN_PPO_ITERATIONS = 10
 IMAGE_PPO_LEARNING_RATE = 2.5e-4
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-4 and 1e6 as numbers, as YAML 1.2 does and YAML 1.1 does not; quoted text stays text."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that `_Loader` would read as a number."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 class TrackingSettings(BaseModel):
@@ -62,14 +75,14 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExperimentC
     for override in overrides:
         _apply(values, override)
     try:
-        return ExperimentConfig(**_numbers(values))
+        return ExperimentConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
 
 
 def dump_config(config: ExperimentConfig) -> str:
     """Return the configuration as YAML that `load_config` reads back to the same configuration."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
 def resolve(config: ExperimentConfig) -> tuple[ExperimentConfig, EnvSpec]:
@@ -172,7 +185,7 @@ def _segment_length(config: ExperimentConfig, spec: EnvSpec) -> int:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), _Loader)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}). Give a YAML file or key=value pairs.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -189,7 +202,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"{override!r} is no setting. Write key=value, for example seed=3 or env.id=Pendulum-v1.")
     try:
-        value = yaml.safe_load(text) if text else None
+        value = yaml.load(text, _Loader) if text else None
     except yaml.YAMLError:
         value = text
     *parents, last = key.split(".")
@@ -199,17 +212,6 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"{override!r}: {parent} is a value, not a group of settings.")
         values = child
     values[last] = value
-
-
-def _numbers(value: Any) -> Any:
-    """Turn strings such as 1e-4, which YAML 1.1 does not read as numbers, into numbers."""
-    if isinstance(value, Mapping):
-        return {key: _numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_numbers(item) for item in value]
-    if isinstance(value, str) and NUMBER.fullmatch(value):
-        return float(value)
-    return value
 
 
 def _explain(error: ValidationError) -> str:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,7 +46,7 @@ METRICS: Mapping[str, str] = {
     "wall_s": "Seconds of training so far, over all starts of this run.",
 }
 
-CONTENTS = ("config.yaml", "metrics.jsonl", "summary.json", "plot.png", "run.log")
+CONTENTS = ("config.yaml", "metrics.jsonl", "metrics.superseded.jsonl", "summary.json", "plot.png", "run.log")
 FOLDERS = ("preferences", "segments", "checkpoints", "tensorboard", "wandb")
 CHECKPOINT_FORMAT = 1
 
@@ -129,17 +130,21 @@ class RunFolder:
         """
         if not self.metrics_path.exists():
             return []
-        lines = self.metrics_path.read_text().split("\n")
+        lines = self._metrics_text().split("\n")
         rows = []
         for number, line in enumerate(lines[:-1], start=1):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
+            row = _parse_row(line)
+            if row is None:
                 raise RunFolderError(
-                    f"{self.metrics_path} line {number} is no JSON. Repair or delete that line; checkpoints and "
+                    f"{self.metrics_path} line {number} is no line of metrics. Repair or delete it; checkpoints and "
                     "preferences are untouched."
-                ) from None
+                )
+            rows.append(row)
         return rows
+
+    def _metrics_text(self) -> str:
+        """Return metrics.jsonl; bytes that are no text, left by a crash, survive being written back."""
+        return self.metrics_path.read_text(encoding="utf-8", errors="surrogateescape")
 
     @property
     def has_unfinished_line(self) -> bool:
@@ -156,11 +161,12 @@ class RunFolder:
             return
         kept: list[str] = []
         later: list[str] = []
-        for line in self.metrics_path.read_text().splitlines(keepends=True):
+        for line in self._metrics_text().splitlines(keepends=True):
             is_kept = line.endswith("\n") and json.loads(line)["num_env_steps"] <= num_env_steps
             (kept if is_kept else later).append(line)
         if later:
-            with (self.path / "metrics.superseded.jsonl").open("a") as file:
+            superseded = self.path / "metrics.superseded.jsonl"
+            with superseded.open("a", encoding="utf-8", errors="surrogateescape") as file:
                 file.writelines(later if later[-1].endswith("\n") else [*later, "\n"])
             _write_atomically(self.metrics_path, "".join(kept))
 
@@ -215,6 +221,15 @@ class RunFolder:
     def write_summary(self, summary: Row) -> None:
         """Write summary.json."""
         _write_atomically(self.path / "summary.json", json.dumps(_finite(summary), indent=2) + "\n")
+
+
+def _parse_row(line: str) -> dict[str, Any] | None:
+    """Return one line of metrics.jsonl, None where it is broken."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return row if isinstance(row, dict) and "num_env_steps" in row else None
 
 
 def _write_atomically(path: Path, text: str) -> None:
@@ -298,6 +313,7 @@ class WandbLogger:
             name=folder.name,
             config=config.model_dump(mode="json"),
             mode=None if has_key else "offline",  # None: WANDB_MODE, or online.
+            id=_wandb_id(folder),
             resume="allow",
             settings=wandb.Settings(silent=True),
         )
@@ -311,6 +327,15 @@ class WandbLogger:
         if summary is not None:
             self._run.summary.update(dict(summary))
         self._run.finish(exit_code=0 if summary is not None else 1)
+
+
+def _wandb_id(folder: Path) -> str:
+    """Return the id under which W&B knows the run in `folder`, drawn at its first start: a resumed run is the same."""
+    path = folder / "wandb" / "run_id"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(uuid.uuid4().hex[:8])
+    return path.read_text()
 
 
 def make_loggers(folder: RunFolder, config: ExperimentConfig) -> Sequence[RunLogger]:

@@ -108,10 +108,11 @@ def algorithm(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> It
             None,
             [
                 "env.id=CartPole-v1",
+                "env.fixed_horizon=false",
                 "algorithm.num_envs=2",
                 f"algorithm.gamma={GAMMA}",
                 f"algorithm.gae_lambda={LAMBDA}",
-                "reward.hidden_sizes=[8]",
+                "learn_reward=false",  # builds the same pipeline and no reward actor
             ],
         )
     )
@@ -168,8 +169,8 @@ def test_ppo_learns_advantages_of_the_predicted_reward(algorithm: Any, is_paid_i
 @pytest.mark.ray
 def test_the_reward_actor_has_its_own_bundle_in_the_placement_group(algorithm: Any) -> None:
     config = algorithm.config
-    paid = type(algorithm).default_resource_request(config)
-    assert {"CPU": 0.5} in paid.bundles
-    free = config.copy(copy_frozen=False)
-    free.loop_settings = {**config.loop_settings, "learn_reward": False}
-    assert len(type(algorithm).default_resource_request(free).bundles) == len(paid.bundles) - 1
+    free = type(algorithm).default_resource_request(config)
+    paid_config = config.copy(copy_frozen=False)
+    paid_config.loop_settings = {**config.loop_settings, "learn_reward": True}
+    paid = type(algorithm).default_resource_request(paid_config)
+    assert paid.bundles == [*free.bundles, {"CPU": 0.5}]

@@ -23,6 +23,9 @@ NUM_PROBED_EPISODES = 8
 # A Blackjack episode ends by itself: 20 hits on the smallest hand exceed 21. The cliff walks have no limit at all.
 TOY_HORIZONS = {"Blackjack-v1": 20, "CliffWalking-v1": 200, "CliffWalkingSlippery-v1": 200}
 
+# Their episodes last until the time limit whatever the policy does, so nothing has to be added at their end.
+NEVER_END_EARLY = re.compile(r"(Pendulum|HalfCheetah|Reacher|Pusher|Swimmer|HumanoidStandup)-v\d+")
+
 PYGAME_HEADLESS = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}
 
 

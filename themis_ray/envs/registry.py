@@ -13,7 +13,14 @@ import gymnasium as gym
 from gymnasium import spaces
 from pydantic import BaseModel, ConfigDict, Field
 
-from themis_ray.envs.families import FAMILIES, Family, ObservationKind, find_family, infer_observation_kind
+from themis_ray.envs.families import (
+    FAMILIES,
+    NEVER_END_EARLY,
+    Family,
+    ObservationKind,
+    find_family,
+    infer_observation_kind,
+)
 from themis_ray.envs.wrappers import AnyEnv, FixedHorizon, standardise_actions, standardise_observations
 from themis_ray.errors import ConfigError, UnknownNameError, lookup
 
@@ -28,13 +35,15 @@ MUJOCO_PY_IDS = (
 # Registered ids that the default install cannot make: JAX, the old gym, mujoco_py, mujoco<3, data missing in the wheel.
 NOT_MAKEABLE = re.compile(r"(phys2d|tabular)/.+|GymV\d+Environment-v0|Pusher-v4|MiniGrid-WFC-.+|" + MUJOCO_PY_IDS)
 
-# True-reward returns: (mean return, where it comes from). "Notes" is section 4 of the project's reference notes.
+# Published true-reward returns of trained agents, deterministic policy: (mean return, where it comes from). All from
+# the table of DLR-RM/rl-baselines3-zoo, benchmark.md; later versions of an environment are not comparable.
 REFERENCE_RETURNS: dict[str, tuple[float, str]] = {
-    "Pendulum-v1": (-150.0, "Notes: SAC, 8k-20k env steps; random -1234"),
-    "CartPole-v1": (500.0, "Notes: PPO, 50k-100k env steps, the most there is in 500 env steps; random 22.6"),
-    "LunarLander-v3": (233.0, "Notes: DQN, 50k env steps; random -179"),
-    "MiniGrid-Empty-Random-5x5-v0": (0.97, "Notes: PPO, 100k env steps; random 0.30"),
-    "MiniGrid-DoorKey-5x5-v0": (0.964, "Notes: PPO, 100k env steps"),
+    "Acrobot-v1": (-73.506, "PPO 1M steps, rl-baselines3-zoo"),
+    "BipedalWalker-v3": (297.668, "SAC 500k steps, rl-baselines3-zoo"),
+    "CartPole-v1": (500.0, "PPO 100k steps, rl-baselines3-zoo"),
+    "MountainCar-v0": (-100.849, "DQN 120k steps, rl-baselines3-zoo"),
+    "MountainCarContinuous-v0": (94.679, "SAC 50k steps, rl-baselines3-zoo"),
+    "Pendulum-v1": (-156.995, "SAC 20k steps, rl-baselines3-zoo"),
 }
 
 
@@ -154,7 +163,8 @@ def _make(config: EnvConfig, render_mode: str | None) -> tuple[AnyEnv, Family, i
                     f"environment {config.id!r} has no time limit of its own, so a fixed horizon has no length. "
                     "Set horizon to a number of env steps, or fixed_horizon to false."
                 )
-            env = FixedHorizon(env, horizon)
+            never_ends_early = NEVER_END_EARLY.fullmatch(config.id) is not None
+            env = gym.wrappers.TimeLimit(env, horizon) if never_ends_early else FixedHorizon(env, horizon)
         elif horizon is not None:
             env = gym.wrappers.TimeLimit(env, horizon)
     except ConfigError:

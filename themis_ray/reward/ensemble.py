@@ -21,7 +21,7 @@ _GRID_SCALE = 0.1  # MiniGrid's object, colour and state numbers run from 0 to 1
 
 
 class RewardConfig(BaseModel):
-    """How the reward ensemble is built and fitted; the defaults are B-Pref's."""
+    """How the reward ensemble is built and fitted; the defaults are B-Pref's but for num_epochs (200 there)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,7 +31,7 @@ class RewardConfig(BaseModel):
     )
     learning_rate: float = Field(3e-4, gt=0, description="Adam's step size")
     batch_size: PositiveInt = Field(128, description="queries per gradient step")
-    num_epochs: PositiveInt = Field(200, description="most passes over all preferences in one fit")
+    num_epochs: PositiveInt = Field(50, description="most passes over all preferences in one fit")
     target_accuracy: float = Field(
         0.97, gt=0, le=1, description="a fit stops once the mean training accuracy over members is above this"
     )
