@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup
-	$(BIN)/python -m themis_ray.demo
+	$(BIN)/themis train tune_configs/pendulum.yaml
 
 lint: setup
 	$(BIN)/ruff check .

@@ -221,24 +221,23 @@ def ratios(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 def make_table(systems: Mapping[str, Mapping[str, Any]]) -> Table:
     """The table that the command ends with."""
     table = Table(title=f"{ENV_ID}: medians over seeds, one thread each", title_justify="left")
-    table.add_column("system")
-    for heading in ("env steps", "labels", "true return", "all seeds", "wall s", "process s", "updates", "ms/update"):
+    table.add_column("system", no_wrap=True)
+    for heading in ("env steps", "labels", "return", "(every seed)", "wall s", "updates", "ms/update"):
         table.add_column(heading, justify="right")
 
     def show(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
-    for entry in systems.values():
+    for name, entry in systems.items():
         per_update = entry["wall_s_per_update"]
         table.add_row(
-            entry["description"],
-            show(entry["num_env_steps"], ",.0f"),
+            name,
+            show(entry["num_env_steps"], ".0f"),
             show(entry["num_labels"], ".0f"),
             show(entry["true_return"], ".0f"),
             " ".join(show(record["true_return"], ".0f") for record in entry["seeds"]),
             show(entry["wall_s"], ".1f"),
-            show(entry["process_wall_s"], ".1f"),
-            show(entry["num_updates"], ",.0f"),
+            show(entry["num_updates"], ".0f"),
             show(None if per_update is None else 1000 * per_update, ".2f"),
         )
     return table

@@ -15,7 +15,8 @@ from themis_ray.errors import ConfigError, ThemisError, UnknownNameError
 PENDULUM_CLASS = "gymnasium.envs.classic_control:PendulumEnv"
 RAM = {"obs_type": "ram"}
 
-# id, kwargs, family, observation shape (a mark of absorbing states included) and dtype, observation kind, action space type, horizon, fixed horizon
+# id, kwargs, family, observation shape (a mark of absorbing states included) and dtype, observation kind, action space
+# type, horizon, fixed horizon
 PROMISES: list[tuple[str, dict[str, Any], str, tuple[int, ...], Any, str, Any, int | None, bool]] = [
     ("CartPole-v1", {}, "classic", (5,), np.float32, "vector", spaces.Discrete, 500, True),
     ("Pendulum-v1", {}, "classic", (3,), np.float32, "vector", spaces.Box, 200, True),

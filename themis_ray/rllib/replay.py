@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 __all__ = ["ReplayBuffer", "Transitions"]
 
 Predict = Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float32]]
-RELABEL_CHUNK_SIZE = 16_384
+RELABEL_CHUNK_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,9 @@ class ReplayBuffer:
 
     def relabel(self, predict: Predict) -> None:
         """Recompute every predicted reward with `predict(observations, actions) -> (N,)`, in large batches."""
-        for start in range(0, self.size, RELABEL_CHUNK_SIZE):
-            rows = slice(start, min(self.size, start + RELABEL_CHUNK_SIZE))
+        chunk_size = max(1, RELABEL_CHUNK_BYTES // max(1, self.observations[:1].nbytes))
+        for start in range(0, self.size, chunk_size):
+            rows = slice(start, min(self.size, start + chunk_size))
             self.predicted_rewards[rows] = predict(self.observations[rows], self.actions[rows])
 
     def get_state(self) -> dict[str, Any]:

@@ -40,7 +40,8 @@ T = TypeVar("T")
 Array = NDArray[Any]
 
 RESTART_TIMEOUT_S = 120.0
-PREDICT_CHUNK_ROWS = 65_536
+PREDICT_CHUNK_ROWS = 8192
+PREDICT_CHUNK_BYTES = 2**25
 
 
 class NotLoadedError(Exception):
@@ -228,15 +229,17 @@ class RewardModel:
         """Return the mean predicted reward of N steps, shape (N,); large inputs go in chunks, one ahead."""
         chunks: list[NDArray[np.float32]] = []
         pending: PendingPrediction | None = None
-        for start in range(0, len(actions), PREDICT_CHUNK_ROWS):
-            rows = slice(start, start + PREDICT_CHUNK_ROWS)
+        if len(actions) == 0:
+            return np.zeros(0, np.float32)
+        chunk_size = max(1, min(PREDICT_CHUNK_ROWS, PREDICT_CHUNK_BYTES // observations[:1].nbytes))
+        for start in range(0, len(actions), chunk_size):
+            rows = slice(start, start + chunk_size)
             following = self.predict_later(observations[rows], actions[rows])
             if pending is not None:
                 chunks.append(self.collect(pending))
             pending = following
-        if pending is not None:
-            chunks.append(self.collect(pending))
-        return np.concatenate(chunks) if chunks else np.zeros(0, np.float32)
+        assert pending is not None
+        return np.concatenate([*chunks, self.collect(pending)])
 
     def segment_returns(self, observations: Array, actions: Array) -> NDArray[np.float32]:
         """Return every member's summed reward of S segments of L steps, shape (K, S)."""
