@@ -1,10 +1,10 @@
 """Our main job against other libraries on Pendulum-v1: `python -m benchmarks.peers`, or `make bench-peers`.
 
-Wall-clock seconds and final true return at the same number of environment steps and labels. Each peer runs a script
-from `benchmarks/peer_scripts` in a virtual environment of its own, which this command makes under `.venvs`. Systems run
-one after another, one thread each, and take turns seed by seed, so that a slow hour of the machine hits all of them.
-`themis train` may still use a second core, because its reward model is a process of its own. The evaluation is the
-same for all: 10 episodes of the deterministic policy, reset with the seeds 10000 to 10009.
+Wall-clock seconds of training and final true return at the same number of environment steps and labels. Each peer runs
+a script of `benchmarks/peer_scripts` in a virtual environment of its own, which this command makes under `.venvs`.
+Systems run one after another, one thread each, and take turns seed by seed, so that a slow hour of the machine hits all
+of them. `themis train` may still use a second core, because its reward model is a process of its own. The evaluation is
+the same for all: 10 episodes of the deterministic policy, reset with the seeds 10000 to 10009.
 
 Every finished measurement is kept in `benchmarks/out/peers.partial.json`, and a later call does not repeat it unless
 its settings, pins or script have changed, or `--fresh` is given. The result is `benchmarks/out/peers.json`.
@@ -19,7 +19,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +36,10 @@ VENVS = ROOT / ".venvs"
 OUT = ROOT / "benchmarks" / "out"
 ENV_ID = "Pendulum-v1"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
-MEDIANS = ("wall_s", "process_wall_s", "cpu_s", "true_return", "num_env_steps", "num_labels", "num_updates")
+MEDIANS = (
+    *("wall_s", "process_wall_s", "cpu_s", "wall_s_per_update", "true_return"),
+    *("num_env_steps", "num_learner_steps", "num_labels", "num_updates", "num_reward_updates"),
+)
 
 
 class MeasurementError(Exception):
@@ -46,27 +48,29 @@ class MeasurementError(Exception):
 
 @dataclass(frozen=True)
 class System:
-    """One row of the table. A system without a script is ours."""
+    """One row of the table. The system without a virtual environment of its own is ours."""
 
     name: str
     description: str
     num_env_steps: int
     num_labels: int
-    script: str | None = None
+    script: str
     venv: str | None = None
 
     def fingerprint(self) -> str:
         """Changes when a stored measurement no longer belongs to this row."""
-        parts = [self.name, str(self.num_env_steps), str(self.num_labels)]
-        if self.script is not None:
+        files = [SCRIPTS / self.script]
+        if self.venv is None:
+            files += sorted((ROOT / "themis_ray").rglob("*.py"))
+        else:
             # imitation's script takes its clock and its evaluation from the other one
-            names = (self.script, "sb3_baseline.py", f"requirements-{self.venv}.txt")
-            parts += [(SCRIPTS / name).read_text() for name in names]
+            files += [SCRIPTS / "sb3_baseline.py", SCRIPTS / f"requirements-{self.venv}.txt"]
+        parts = [self.name, str(self.num_env_steps), str(self.num_labels), *(file.read_text() for file in files)]
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
 
 
 SYSTEMS = (
-    System("ours", "themis_ray, SAC, learned reward", 8_000, 50),
+    System("ours", "themis_ray, SAC, learned reward", 8_000, 50, "themis_run.py"),
     System("imitation_sac", "imitation, SAC, learned reward", 8_000, 50, "imitation_preferences.py", "imitation"),
     System("imitation_ppo", "imitation, PPO, learned reward", 100_000, 500, "imitation_preferences.py", "imitation"),
     System("sb3_sac", "Stable-Baselines3, SAC, true reward", 8_000, 0, "sb3_baseline.py", "sb3"),
@@ -128,39 +132,9 @@ def ensure_venv(name: str, timeout_s: float) -> Path:
     return python
 
 
-def measure_ours(system: System, seed: int, timeout_s: float) -> dict[str, Any]:
-    """Runs `themis train` once in a run folder that is thrown away and reads its summary.json."""
-    with tempfile.TemporaryDirectory(prefix="themis-peers-") as folder:
-        run_folder = Path(folder) / "run"
-        overrides = {
-            "env.id": ENV_ID,
-            "num_env_steps": system.num_env_steps,
-            "feedback.budget": system.num_labels,
-            "seed": seed,
-        }
-        command = [sys.executable, "-m", "themis_ray.cli", "train"]
-        command += [f"{key}={value}" for key, value in overrides.items()] + ["--out", str(run_folder)]
-        process_wall_s = run_logged(command, OUT / "peers" / f"{system.name}-{seed}.log", timeout_s)
-        summary = json.loads((run_folder / "summary.json").read_text())
-    return {
-        "true_return": summary["true_return_mean"],
-        "true_return_std": summary.get("true_return_std"),
-        "num_env_steps": summary["num_env_steps"],
-        "num_labels": summary["num_preferences"],
-        "num_updates": summary.get("num_updates"),
-        "num_reward_updates": summary.get("num_reward_updates"),
-        "wall_s": summary["wall_s"],
-        "cpu_s": None,
-        "process_wall_s": process_wall_s,
-        "versions": summary.get("versions", {}),
-    }
-
-
-def measure_peer(system: System, seed: int, timeout_s: float) -> dict[str, Any]:
-    """Runs a peer's script once in its own virtual environment and reads its last line."""
-    assert system.script is not None
-    assert system.venv is not None
-    python = ensure_venv(system.venv, timeout_s)
+def measure(system: System, seed: int, timeout_s: float) -> dict[str, Any]:
+    """Runs a system's script once and reads its last line; notes when that was and on how busy a machine."""
+    python = Path(sys.executable) if system.venv is None else ensure_venv(system.venv, timeout_s)
     arguments = {
         "--system": system.name,
         "--seed": seed,
@@ -170,23 +144,16 @@ def measure_peer(system: System, seed: int, timeout_s: float) -> dict[str, Any]:
     command: list[str | Path] = [python, SCRIPTS / system.script]
     command += [str(part) for pair in arguments.items() for part in pair]
     log = OUT / "peers" / f"{system.name}-{seed}.log"
+    fingerprint, load_before = system.fingerprint(), os.getloadavg()[0]
     process_wall_s = run_logged(command, log, timeout_s)
-    result: dict[str, Any] = json.loads(log.read_text().strip().split("\n")[-1])
-    return result | {"process_wall_s": process_wall_s}
-
-
-def measure(system: System, seed: int, timeout_s: float) -> dict[str, Any]:
-    """Measures one system with one seed, and notes when and on how busy a machine."""
-    load_before = os.getloadavg()[0]
-    run = measure_ours if system.script is None else measure_peer
-    record = run(system, seed, timeout_s)
-    updates = record["num_updates"]
+    record: dict[str, Any] = json.loads(log.read_text().strip().split("\n")[-1])
     return record | {
         "seed": seed,
-        "wall_s_per_update": record["wall_s"] / updates if updates else None,
+        "process_wall_s": process_wall_s,
+        "wall_s_per_update": record["wall_s"] / record["num_updates"],
         "load_before": load_before,
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "fingerprint": system.fingerprint(),
+        "fingerprint": fingerprint,
     }
 
 
@@ -200,7 +167,7 @@ def summarise(system: System, records: Sequence[Mapping[str, Any]]) -> dict[str,
     """One system's entry in peers.json: medians over seeds, and every seed's own values."""
     return {
         "description": system.description,
-        **{key: median(records, key) for key in (*MEDIANS, "num_reward_updates", "wall_s_per_update")},
+        **{key: median(records, key) for key in MEDIANS},
         "versions": records[-1]["versions"],
         "seeds": [dict(record) for record in records],
     }
@@ -222,7 +189,7 @@ def make_table(systems: Mapping[str, Mapping[str, Any]]) -> Table:
     """The table that the command ends with."""
     table = Table(title=f"{ENV_ID}: medians over seeds, one thread each", title_justify="left")
     table.add_column("system", no_wrap=True)
-    for heading in ("env steps", "labels", "return", "(every seed)", "wall s", "updates", "ms/update"):
+    for heading in ("env steps", "labels", "return", "by seed", "wall s", "updates", "ms/upd."):
         table.add_column(heading, justify="right")
 
     def show(value: float | None, form: str) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
 
 from themis_ray.config import ExperimentConfig, dump_config, load_config, resolve
 from themis_ray.data import PreferenceDataset
@@ -118,11 +118,10 @@ def train_run(config: ExperimentConfig, spec: Any, folder: RunFolder, *, is_resu
     console = Console(stderr=True)
     columns = (
         TextColumn("[bold]{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=24),
         TaskProgressColumn(),
-        TextColumn("{task.fields[status]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True)),
     )
     if folder.has_unfinished_line:
         console.print(f"{folder.metrics_path} ends in an unfinished line; it moves to metrics.superseded.jsonl.")
@@ -139,11 +138,10 @@ def train_run(config: ExperimentConfig, spec: Any, folder: RunFolder, *, is_resu
 
 
 def _status(row: Mapping[str, Any], config: ExperimentConfig) -> str:
-    parts = [f"true return {row['true_return_mean']:.1f}"]
+    parts = [f"return {row['true_return_mean']:.1f}"]
     if config.learn_reward:
-        parts += [f"{row['queries_asked']}/{config.feedback.budget} queries"]
-        parts += [f"reward accuracy {row['heldout_accuracy']:.2f}"]
-    return ", ".join(parts)
+        parts += [f"labels {row['queries_asked']}/{config.feedback.budget}", f"accuracy {row['heldout_accuracy']:.2f}"]
+    return "  ".join(parts)
 
 
 def print_summary(summary: Mapping[str, Any], folder: RunFolder) -> None:

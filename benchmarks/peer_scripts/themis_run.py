@@ -1,0 +1,78 @@
+"""Our own row of `python -m benchmarks.peers`: one `themis train`, evaluated on the seeds that the peers get.
+
+Runs in our virtual environment and prints the same JSON line as the peers' scripts. Training is the plain command with
+the reward fit held to one thread; the final checkpoint is then evaluated here, because `themis train` draws its
+own evaluation seeds from the experiment's seed.
+"""
+
+import argparse
+import json
+import pickle
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.rllib.core.rl_module import RLModule
+
+from themis_ray.envs import EnvConfig
+from themis_ray.rllib.evaluation import deterministic_policy, evaluate
+
+ENV_ID = "Pendulum-v1"
+EVALUATION_SEEDS = range(10_000, 10_010)
+
+
+def train(arguments: argparse.Namespace, run_folder: Path) -> dict[str, Any]:
+    """Runs `themis train` and returns its summary."""
+    overrides = {
+        "env.id": ENV_ID,
+        "num_env_steps": arguments.num_env_steps,
+        "feedback.budget": arguments.num_labels,
+        "seed": arguments.seed,
+        "resources.num_fit_threads": 1,
+    }
+    command = [sys.executable, "-m", "themis_ray.cli", "train", *(f"{key}={value}" for key, value in overrides.items())]
+    subprocess.run([*command, "--out", str(run_folder)], check=True)
+    summary: dict[str, Any] = json.loads((run_folder / "summary.json").read_text())
+    return summary
+
+
+def count_updates(learner: Path) -> int:
+    """How many updates SAC has made: the steps of its policy's Adam, which a critic reset leaves alone."""
+    state = pickle.loads((learner / "state.pkl").read_bytes())
+    return int(state["optimizer"]["default_policy_policy"]["state"]["state"][0]["step"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--system", required=True, choices=["ours"])
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--num-env-steps", type=int, required=True)
+    parser.add_argument("--num-labels", type=int, required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="themis-peers-") as folder:
+        run_folder = Path(folder) / "run"
+        summary = train(arguments, run_folder)
+        learner = max((run_folder / "checkpoints").glob("checkpoint_*")) / "learner_group" / "learner"
+        num_updates = count_updates(learner)
+        module = RLModule.from_checkpoint(learner / "rl_module" / "default_policy")
+        returns = evaluate(deterministic_policy(module), EnvConfig(id=ENV_ID), EVALUATION_SEEDS)
+    result = {
+        "true_return": float(returns.mean()),
+        "true_return_std": float(returns.std()),
+        "own_true_return": summary["true_return_mean"],
+        "num_env_steps": summary["num_env_steps"],
+        "num_learner_steps": summary["num_env_steps"],
+        "num_labels": summary["num_preferences"],
+        "num_updates": num_updates,
+        "wall_s": summary["wall_s"],
+        "versions": summary["versions"],
+    }
+    print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
