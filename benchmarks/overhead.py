@@ -218,7 +218,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=30, help="timed repetitions of each side")
     repeats = parser.parse_args().repeats
     warnings.filterwarnings("ignore")
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    for name in ("ray", "ray.rllib"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     with ray_session():

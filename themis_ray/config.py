@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from themis_ray.envs import EnvSpec, get_env_spec
 from themis_ray.errors import ConfigError
+from themis_ray.reward import DEFAULT_NUM_EPOCHS
 from themis_ray.rllib import AlgorithmSettings, LoopSettings, resolve_algorithm
 
 __all__ = ["ExperimentConfig", "TrackingSettings", "dump_config", "load_config", "resolve"]
@@ -127,6 +128,9 @@ def resolve(config: ExperimentConfig) -> tuple[ExperimentConfig, EnvSpec]:
         "algorithm": algorithm,
         "exploration": exploration,
         "feedback": config.feedback.model_copy(update={"segment_length": _segment_length(config, spec)}),
+        "reward": config.reward.model_copy(
+            update={"num_epochs": config.reward.num_epochs or DEFAULT_NUM_EPOCHS[spec.observation_kind]}
+        ),
         "checkpoint_interval": config.checkpoint_interval or max(1, config.num_env_steps // 10),
     }
     return config.model_copy(update=update), spec

@@ -85,13 +85,13 @@ class RunFolder:
         """
         folder = cls(path)
         try:
-            if (path / "config.yaml").exists():
-                if not overwrite:
-                    raise RunFolderError(
-                        f"{path} holds a run. Continue it with --resume {path}, replace it with --overwrite, or give "
-                        "another --out."
-                    )
-                folder._clear()
+            found = [name for name in (*CONTENTS, *FOLDERS) if (path / name).exists()]
+            if found and not overwrite:
+                raise RunFolderError(
+                    f"{path} holds a run ({found[0]}). Continue it with --resume {path}, replace it with --overwrite, "
+                    "or give another --out."
+                )
+            folder._clear()
             path.mkdir(parents=True, exist_ok=True)
             _write_atomically(path / "config.yaml", dump_config(config))
         except OSError as error:

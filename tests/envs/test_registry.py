@@ -199,7 +199,7 @@ def test_reference_return_comes_with_a_source():
     spec = get_env_spec(EnvConfig(id="Pendulum-v1"))
     assert spec.reference_return == -156.995
     assert "rl-baselines3-zoo" in spec.reference_source
-    unknown = get_env_spec(EnvConfig(id="Acrobot-v1"))
+    unknown = get_env_spec(EnvConfig(id="Taxi-v3"))
     assert (unknown.reference_return, unknown.reference_source) == (None, "")
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from themis_ray.rllib import ReplayBuffer, Transitions
-from themis_ray.rllib.replay import RELABEL_CHUNK_SIZE
+from themis_ray.rllib import replay as replay_module
 
 STATE = Box(-np.inf, np.inf, (3,), np.float32)
 FRAME = Box(0, 255, (5, 5, 2), np.uint8)
@@ -56,8 +56,10 @@ def test_true_and_predicted_reward_lie_side_by_side() -> None:
     np.testing.assert_array_equal(replay.predicted_rewards[:40], predicted)
 
 
-@pytest.mark.parametrize("num_rows", [1, RELABEL_CHUNK_SIZE, 2 * RELABEL_CHUNK_SIZE + 7])
-def test_relabel_recomputes_every_prediction_and_nothing_else(num_rows: int) -> None:
+@pytest.mark.parametrize("num_rows", [1, 50, 107])
+def test_relabel_recomputes_every_prediction_and_nothing_else(num_rows: int, monkeypatch) -> None:
+    chunk_size = 50
+    monkeypatch.setattr(replay_module, "RELABEL_CHUNK_BYTES", chunk_size * 3 * 4)
     replay = ReplayBuffer(num_rows + 5, STATE, TORQUE)
     transitions, predicted = draw(num_rows, np.random.default_rng(1))
     replay.add(transitions, predicted)
@@ -75,7 +77,7 @@ def test_relabel_recomputes_every_prediction_and_nothing_else(num_rows: int) -> 
     for name, column in after.items():
         np.testing.assert_array_equal(column, before[name], err_msg=name)
     assert sum(sizes) == num_rows
-    assert len(sizes) == -(-num_rows // RELABEL_CHUNK_SIZE)
+    assert len(sizes) == -(-num_rows // chunk_size)
     np.testing.assert_array_equal(replay.predicted_rewards[num_rows:], 0)
 
 

@@ -20,6 +20,9 @@ _CHUNK_FACTOR_GPU = 32
 _GRID_SCALE = 0.1  # MiniGrid's object, colour and state numbers run from 0 to 10
 
 
+DEFAULT_NUM_EPOCHS = {"vector": 50, "grid": 50, "image": 10}
+
+
 class RewardConfig(BaseModel):
     """How the reward ensemble is built and fitted; the defaults are B-Pref's but for num_epochs (200 there)."""
 
@@ -31,7 +34,9 @@ class RewardConfig(BaseModel):
     )
     learning_rate: float = Field(3e-4, gt=0, description="Adam's step size")
     batch_size: PositiveInt = Field(128, description="queries per gradient step")
-    num_epochs: PositiveInt = Field(50, description="most passes over all preferences in one fit")
+    num_epochs: PositiveInt | None = Field(
+        None, description="most passes over all preferences in one fit; None: 50, 10 for images"
+    )
     target_accuracy: float = Field(
         0.97, gt=0, le=1, description="a fit stops once the mean training accuracy over members is above this"
     )
@@ -91,6 +96,7 @@ class RewardEnsemble(nn.Module):
         self.ensemble_size = config.ensemble_size
         self.observation_shape = observation_space.shape
         self.action_space = action_space
+        self.num_epochs = config.num_epochs or DEFAULT_NUM_EPOCHS[observation_kind]
         self._chunk_size = _CHUNK_SIZES[observation_kind]
         num_action_values = _num_action_values(action_space)
         generator = torch.Generator().manual_seed(seed)

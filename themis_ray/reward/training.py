@@ -14,6 +14,7 @@ from themis_ray.reward.ensemble import Inputs, RewardConfig, RewardEnsemble, lef
 
 # Rows of one member per forward and backward pass on a CPU: more would fall out of the cache and cost page faults.
 _MICRO_BATCH_ROWS_CPU = 2048
+MAX_TIE_LOSS = 1.01 * float(np.log(2))
 
 
 def make_optimizer(ensemble: RewardEnsemble, config: RewardConfig) -> torch.optim.Adam:
@@ -36,7 +37,8 @@ def fit(
     loss = - sum over members of mean over queries of [y log p + (1 - y) log(1 - p)], p = sigmoid(return of left -
     return of right), y the label (Christiano et al. 2017, B-Pref). Every member sees its own shuffle. Stops after the
     first pass whose mean accuracy over members is above `target_accuracy`, at the latest after `num_epochs` passes.
-    Equal labels count in the loss and not in the accuracy; with nothing but ties all passes are made.
+    Equal labels count in the loss and not in the accuracy; with nothing but ties it stops at 1.01 times the least
+    loss there is, log 2.
 
     Args:
         ensemble: Changed in place.
@@ -59,7 +61,7 @@ def fit(
         inputs = inputs.to(ensemble.device)
     sides = np.stack([pairs.left, pairs.right])
     micro_size = _micro_batch_size(ensemble, pairs.observations.shape[1], config)
-    for epoch in range(config.num_epochs):
+    for epoch in range(config.num_epochs or ensemble.num_epochs):
         order = rng.permuted(np.tile(np.arange(num_pairs), (config.ensemble_size, 1)), axis=1)
         labels = pairs.labels[order]
         logits = [
@@ -70,7 +72,8 @@ def fit(
         metrics["num_epochs"] = float(epoch + 1)
         if on_epoch is not None:
             on_epoch(metrics)
-        if metrics["accuracy"] > config.target_accuracy:
+        is_all_ties = np.isnan(metrics["accuracy"])
+        if metrics["accuracy"] > config.target_accuracy or (is_all_ties and metrics["loss"] < MAX_TIE_LOSS):
             break
     return metrics
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import pickle
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -58,11 +60,19 @@ class RewardModelSpec:
     config: RewardConfig
     seed: int
 
+    def pack(self) -> bytes:
+        """Return the spec in a few hundred bytes, bounds of image spaces included.
+
+        Ray keeps large constructor arguments in the object store, where a restart may no longer find them.
+        """
+        return zlib.compress(pickle.dumps(self))
+
 
 class RewardModelActor:
     """Serves one reward ensemble. Async: every method may run while a fit is under way."""
 
-    def __init__(self, spec: RewardModelSpec, num_fit_threads: int = 1) -> None:
+    def __init__(self, packed_spec: bytes, num_fit_threads: int = 1) -> None:
+        spec: RewardModelSpec = pickle.loads(zlib.decompress(packed_spec))
         torch.set_num_threads(1)
         torch.set_flush_denormal(True)
         self._spec = spec
@@ -192,7 +202,7 @@ class RewardModel:
         self._on_restart = on_restart
         self._actor = actor_class.options(
             name=name, num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=-1, max_task_retries=0
-        ).remote(spec, num_fit_threads)
+        ).remote(spec.pack(), num_fit_threads)
         self.state: dict[str, Any] = ray.get(self._actor.start.remote())
         self.num_restarts = 0
 

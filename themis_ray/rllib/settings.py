@@ -76,7 +76,7 @@ LEARNER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "value_coefficient": 0.5,
         "max_gradient_norm": 0.5,
     },
-    "sac": {**_OFF_POLICY, "initial_alpha": 1.0},
+    "sac": {**_OFF_POLICY, "initial_alpha": 0.1},
     "dqn": {
         **_OFF_POLICY,
         "updates_per_env_step": 0.5,
