@@ -131,7 +131,9 @@ def train_run(config: ExperimentConfig, spec: Any, folder: RunFolder, *, is_resu
         for iteration in run_experiment(config, spec, folder, is_resumed=is_resumed):
             row = iteration.metrics
             if row:
-                progress.update(task, completed=row["num_env_steps"], status=_status(row, config))
+                is_over = row["num_env_steps"] >= config.num_env_steps
+                status = "final evaluation" if is_over and iteration.summary is None else _status(row, config)
+                progress.update(task, completed=row["num_env_steps"], status=status)
             if iteration.summary is not None:
                 summary = iteration.summary
     return summary

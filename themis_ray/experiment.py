@@ -46,7 +46,7 @@ class Iteration:
 
     Args:
         metrics: Keys as in `themis_ray.tracking.METRICS`.
-        summary: The run's summary, with the last iteration only.
+        summary: The run's summary; with the very last one only, which repeats the last line of metrics.
     """
 
     metrics: Mapping[str, Any]
@@ -89,6 +89,12 @@ def run_experiment(
     torch.set_flush_denormal(True)
     seed_python(config.seed)
     with ray_session(), _log_file(folder.path / "run.log"):
+        if config.learn_reward and not spec.is_fixed_horizon:
+            logger.warning(
+                "%s: episodes end early, and their length tells a learner how good they were, whatever reward it is "
+                "paid. Set env.fixed_horizon=true (and env.horizon) to judge the learned reward alone.",
+                spec.id,
+            )
         algorithm = build_algorithm_config(config, folder.path.resolve()).build_algo()
         try:
             rows = _restore(algorithm, folder) if is_resumed else []
@@ -127,8 +133,7 @@ def _train(
                 about = {"num_env_steps": algorithm.env_steps, "iteration": len(rows), "seed": config.seed}
                 folder.add_checkpoint(algorithm, about, config.num_checkpoints_kept)
                 next_checkpoint = algorithm.env_steps + config.checkpoint_interval
-            if algorithm.env_steps < config.num_env_steps:
-                yield Iteration(row)
+            yield Iteration(row)
         summary = _summary(algorithm, config, spec, rows)
         folder.write_summary(summary)
         plot_run(folder.read_metrics(), summary, folder.path / "plot.png")
