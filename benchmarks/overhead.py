@@ -215,7 +215,7 @@ def in_turn(ours: Callable[[], None], bare: Callable[[], None], num_repeats: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=30, help="timed repetitions of each side")
+    parser.add_argument("--repeats", type=int, default=10, help="timed repetitions of each side")
     repeats = parser.parse_args().repeats
     warnings.filterwarnings("ignore")
     for name in ("ray", "ray.rllib"):
