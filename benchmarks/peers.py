@@ -13,6 +13,7 @@ its settings, pins or script have changed, or `--fresh` is given. The result is 
 import argparse
 import hashlib
 import json
+import math
 import os
 import platform
 import signal
@@ -35,9 +36,10 @@ SCRIPTS = ROOT / "benchmarks" / "peer_scripts"
 VENVS = ROOT / ".venvs"
 OUT = ROOT / "benchmarks" / "out"
 ENV_ID = "Pendulum-v1"
+TARGET_RETURN = -200.0
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
 MEDIANS = (
-    *("wall_s", "process_wall_s", "cpu_s", "wall_s_per_update", "true_return"),
+    *("wall_s", "process_wall_s", "cpu_s", "wall_s_per_update", "wall_s_to_target", "true_return"),
     *("num_env_steps", "num_learner_steps", "num_labels", "num_updates", "num_reward_updates"),
 )
 
@@ -151,6 +153,7 @@ def measure(system: System, seed: int, timeout_s: float) -> dict[str, Any]:
         "seed": seed,
         "process_wall_s": process_wall_s,
         "wall_s_per_update": record["wall_s"] / record["num_updates"],
+        "wall_s_to_target": next((s for s, true_return in record["curve"] if true_return >= TARGET_RETURN), None),
         "load_before": load_before,
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "fingerprint": fingerprint,
@@ -158,9 +161,10 @@ def measure(system: System, seed: int, timeout_s: float) -> dict[str, Any]:
 
 
 def median(records: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    """Median over seeds; None where a system does not report the value."""
-    values = [record[key] for record in records if record.get(key) is not None]
-    return statistics.median(values) if values else None
+    """Median over seeds, where what was never reached counts as infinite; None when it is, or nobody reports it."""
+    values = [math.inf if record[key] is None else record[key] for record in records if key in record]
+    result = statistics.median(values) if values else math.inf
+    return None if math.isinf(result) else result
 
 
 def summarise(system: System, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -180,7 +184,7 @@ def ratios(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         f"{key}_vs_{name}": ours[key] / entry[key]
         for name, entry in systems.items()
         if name != "ours"
-        for key in ("wall_s", "wall_s_per_update")
+        for key in ("wall_s", "wall_s_per_update", "wall_s_to_target")
         if ours.get(key) and entry.get(key)
     }
 
@@ -189,7 +193,16 @@ def make_table(systems: Mapping[str, Mapping[str, Any]]) -> Table:
     """The table that the command ends with."""
     table = Table(title=f"{ENV_ID}: medians over seeds, one thread each", title_justify="left")
     table.add_column("system", no_wrap=True)
-    for heading in ("env steps", "labels", "return", "by seed", "wall s", "updates", "ms/upd."):
+    for heading in (
+        "env steps",
+        "labels",
+        "return",
+        "by seed",
+        "wall s",
+        f"s to {TARGET_RETURN:.0f}",
+        "updates",
+        "ms/upd.",
+    ):
         table.add_column(heading, justify="right")
 
     def show(value: float | None, form: str) -> str:
@@ -204,6 +217,7 @@ def make_table(systems: Mapping[str, Mapping[str, Any]]) -> Table:
             show(entry["true_return"], ".0f"),
             " ".join(show(record["true_return"], ".0f") for record in entry["seeds"]),
             show(entry["wall_s"], ".1f"),
+            show(entry["wall_s_to_target"], ".1f"),
             show(entry["num_updates"], ".0f"),
             show(None if per_update is None else 1000 * per_update, ".2f"),
         )

@@ -61,7 +61,12 @@ def ray_session() -> Iterator[None]:
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "themis"}
     if not os.environ.get("RAY_ADDRESS"):
-        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        # Ray would run actors at a lower priority than the driver, which waits for them here.
+        options |= {
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "_system_config": {"worker_niceness": 0},
+        }
     ray.init(**options)
     try:
         yield

@@ -188,10 +188,10 @@ def main() -> None:
         total_timesteps = ppo_total_timesteps(arguments.num_env_steps)
     num_updates = count_steps([policy_optimizer(agent)])
     num_reward_updates = count_steps([member.optim for member in getattr(trainer, "member_trainers", [trainer])])
-    final = comparisons.train(total_timesteps, arguments.num_labels)
-    seconds = stopwatch.read()
+    final = comparisons.train(total_timesteps, arguments.num_labels, callback=lambda _: stopwatch.evaluate(agent))
     print_result(
         agent,
+        stopwatch,
         packages=["imitation"],
         num_env_steps=venv.num_env_steps,
         num_learner_steps=agent.num_timesteps,
@@ -199,7 +199,6 @@ def main() -> None:
         num_labels=len(comparisons.dataset),
         num_updates=num_updates(),
         num_reward_updates=num_reward_updates(),
-        **seconds,
     )
 
 

@@ -15,11 +15,13 @@ import gymnasium
 import torch
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 ENV_ID = "Pendulum-v1"
 EVALUATION_SEED = 10_000
 NUM_EVALUATION_EPISODES = 10
+NUM_EVALUATIONS = 10  # while training goes on, with the clocks stopped
 
 # rl-baselines3-zoo's settings for Pendulum-v1 (hyperparams/sac.yml and ppo.yml); what is not named is SB3's default.
 ZOO_SAC = {"learning_rate": 1e-3}
@@ -66,11 +68,11 @@ def policy_optimizer(agent: BaseAlgorithm) -> torch.optim.Optimizer:
     return agent.critic.optimizer if isinstance(agent, SAC) else agent.policy.optimizer
 
 
-def evaluate(agent: BaseAlgorithm) -> tuple[float, float]:
+def evaluate(agent: BaseAlgorithm) -> float:
     """Plays fresh episodes with the deterministic policy.
 
     Returns:
-        Mean and standard deviation of the undiscounted true return over the episodes of seeds 10000 to 10009.
+        Mean undiscounted true return over the episodes of seeds 10000 to 10009.
     """
     env = gymnasium.make(ENV_ID)
     returns = []
@@ -83,26 +85,53 @@ def evaluate(agent: BaseAlgorithm) -> tuple[float, float]:
             episode_return += float(reward)
             is_done = terminated or truncated
         returns.append(episode_return)
-    return statistics.fmean(returns), statistics.pstdev(returns)
+    return statistics.fmean(returns)
 
 
 class Stopwatch:
-    """Wall-clock and CPU seconds since it was made; imports and evaluation stay outside."""
+    """Wall-clock and CPU seconds since it was made; imports and evaluations stay outside.
+
+    `curve` holds (wall-clock seconds, mean true return) of every evaluation.
+    """
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
+        self.curve: list[tuple[float, float]] = []
 
     def read(self) -> dict[str, float]:
         """The seconds, under the names that the report uses."""
         return {"wall_s": time.perf_counter() - self._wall, "cpu_s": time.process_time() - self._cpu}
 
+    def evaluate(self, agent: BaseAlgorithm) -> None:
+        """Adds a point to the curve; the clocks stand still meanwhile."""
+        before = self.read()
+        self.curve.append((before["wall_s"], evaluate(agent)))
+        after = self.read()
+        self._wall += after["wall_s"] - before["wall_s"]
+        self._cpu += after["cpu_s"] - before["cpu_s"]
 
-def print_result(agent: BaseAlgorithm, packages: Iterable[str], **measured: float) -> None:
-    """Evaluates the agent and prints the line that `benchmarks.peers` reads."""
-    true_return, true_return_std = evaluate(agent)
+
+class EvaluationCallback(BaseCallback):
+    """Evaluates every `interval` env steps, between two updates."""
+
+    def __init__(self, stopwatch: Stopwatch, interval: int) -> None:
+        super().__init__()
+        self._stopwatch, self._interval, self._next = stopwatch, interval, interval
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self._next:
+            self._next += self._interval
+            self._stopwatch.evaluate(self.model)
+        return True
+
+
+def print_result(agent: BaseAlgorithm, stopwatch: Stopwatch, packages: Iterable[str], **measured: float) -> None:
+    """Stops the clocks, evaluates the final agent and prints the line that `benchmarks.peers` reads."""
+    seconds = stopwatch.read()
+    stopwatch.evaluate(agent)
     versions = {name: version(name) for name in ("torch", "gymnasium", "numpy", "stable_baselines3", *packages)}
-    result = {"true_return": true_return, "true_return_std": true_return_std, **measured, "versions": versions}
-    print(json.dumps(result), flush=True)
+    curve = stopwatch.curve
+    print(json.dumps({"true_return": curve[-1][1], "curve": curve, **measured, **seconds, "versions": versions}))
 
 
 def main() -> None:
@@ -115,17 +144,17 @@ def main() -> None:
         venv = make_vec_env(ENV_ID, n_envs=ZOO_PPO_NUM_ENVS, seed=arguments.seed)
         agent = PPO("MlpPolicy", venv, seed=arguments.seed, device="cpu", **ZOO_PPO)
     num_updates = count_steps([policy_optimizer(agent)])
-    agent.learn(total_timesteps=arguments.num_env_steps)
-    seconds = stopwatch.read()
+    callback = EvaluationCallback(stopwatch, arguments.num_env_steps // NUM_EVALUATIONS)
+    agent.learn(total_timesteps=arguments.num_env_steps, callback=callback)
     print_result(
         agent,
+        stopwatch,
         packages=(),
         num_env_steps=agent.num_timesteps,
         num_learner_steps=agent.num_timesteps,
         num_labels=0,
         num_updates=num_updates(),
         num_reward_updates=0,
-        **seconds,
     )
 
 

@@ -1,8 +1,8 @@
 """Our own row of `python -m benchmarks.peers`: one `themis train`, evaluated on the seeds that the peers get.
 
 Runs in our virtual environment and prints the same JSON line as the peers' scripts. Training is the plain command with
-the reward fit held to one thread; the final checkpoint is then evaluated here, because `themis train` draws its
-own evaluation seeds from the experiment's seed.
+the reward fit held to one thread and every checkpoint kept; the checkpoints are then evaluated here on the peers' seeds,
+and the metrics tell the wall-clock second at which each was reached.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from themis_ray.rllib.evaluation import deterministic_policy, evaluate
 
 ENV_ID = "Pendulum-v1"
 EVALUATION_SEEDS = range(10_000, 10_010)
+NUM_CHECKPOINTS = 10
 
 
 def train(arguments: argparse.Namespace, run_folder: Path) -> dict[str, Any]:
@@ -32,6 +33,8 @@ def train(arguments: argparse.Namespace, run_folder: Path) -> dict[str, Any]:
         "feedback.budget": arguments.num_labels,
         "seed": arguments.seed,
         "resources.num_fit_threads": 1,
+        "checkpoint_interval": arguments.num_env_steps // NUM_CHECKPOINTS,
+        "num_checkpoints_kept": NUM_CHECKPOINTS + 1,
     }
     command = [sys.executable, "-m", "themis_ray.cli", "train", *(f"{key}={value}" for key, value in overrides.items())]
     subprocess.run([*command, "--out", str(run_folder)], check=True)
@@ -45,6 +48,23 @@ def count_updates(learner: Path) -> int:
     return int(state["optimizer"]["default_policy_policy"]["state"]["state"][0]["step"])
 
 
+def learner_of(checkpoint: Path) -> Path:
+    """The part of a checkpoint that holds networks and optimisers."""
+    return checkpoint / "learner_group" / "learner"
+
+
+def learning_curve(run_folder: Path) -> list[tuple[float, float]]:
+    """(wall-clock seconds of training, mean true return) at each checkpoint."""
+    rows = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    wall_s = {row["num_env_steps"]: row["wall_s"] for row in rows}
+    curve = []
+    for checkpoint in sorted((run_folder / "checkpoints").glob("checkpoint_*")):
+        module = RLModule.from_checkpoint(learner_of(checkpoint) / "rl_module" / "default_policy")
+        returns = evaluate(deterministic_policy(module), EnvConfig(id=ENV_ID), EVALUATION_SEEDS)
+        curve.append((wall_s[int(checkpoint.name.rpartition("_")[2])], float(returns.mean())))
+    return curve
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--system", required=True, choices=["ours"])
@@ -56,13 +76,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="themis-peers-") as folder:
         run_folder = Path(folder) / "run"
         summary = train(arguments, run_folder)
-        learner = max((run_folder / "checkpoints").glob("checkpoint_*")) / "learner_group" / "learner"
-        num_updates = count_updates(learner)
-        module = RLModule.from_checkpoint(learner / "rl_module" / "default_policy")
-        returns = evaluate(deterministic_policy(module), EnvConfig(id=ENV_ID), EVALUATION_SEEDS)
+        num_updates = count_updates(learner_of(sorted((run_folder / "checkpoints").glob("checkpoint_*"))[-1]))
+        curve = learning_curve(run_folder)
     result = {
-        "true_return": float(returns.mean()),
-        "true_return_std": float(returns.std()),
+        "true_return": curve[-1][1],
+        "curve": curve,
         "own_true_return": summary["true_return_mean"],
         "num_env_steps": summary["num_env_steps"],
         "num_learner_steps": summary["num_env_steps"],
