@@ -193,16 +193,7 @@ def make_table(systems: Mapping[str, Mapping[str, Any]]) -> Table:
     """The table that the command ends with."""
     table = Table(title=f"{ENV_ID}: medians over seeds, one thread each", title_justify="left")
     table.add_column("system", no_wrap=True)
-    for heading in (
-        "env steps",
-        "labels",
-        "return",
-        "by seed",
-        "wall s",
-        f"s to {TARGET_RETURN:.0f}",
-        "updates",
-        "ms/upd.",
-    ):
+    for heading in ("env steps", "labels", "return", "wall s", f"s to {TARGET_RETURN:.0f}", "ms/update"):
         table.add_column(heading, justify="right")
 
     def show(value: float | None, form: str) -> str:
@@ -210,15 +201,14 @@ def make_table(systems: Mapping[str, Mapping[str, Any]]) -> Table:
 
     for name, entry in systems.items():
         per_update = entry["wall_s_per_update"]
+        by_seed = " ".join(show(record["true_return"], ".0f") for record in entry["seeds"])
         table.add_row(
             name,
             show(entry["num_env_steps"], ".0f"),
             show(entry["num_labels"], ".0f"),
-            show(entry["true_return"], ".0f"),
-            " ".join(show(record["true_return"], ".0f") for record in entry["seeds"]),
+            show(entry["true_return"], ".0f") + (f" ({by_seed})" if len(entry["seeds"]) > 1 else ""),
             show(entry["wall_s"], ".1f"),
             show(entry["wall_s_to_target"], ".1f"),
-            show(entry["num_updates"], ".0f"),
             show(None if per_update is None else 1000 * per_update, ".2f"),
         )
     return table

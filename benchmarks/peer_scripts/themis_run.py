@@ -1,8 +1,8 @@
 """Our own row of `python -m benchmarks.peers`: one `themis train`, evaluated on the seeds that the peers get.
 
 Runs in our virtual environment and prints the same JSON line as the peers' scripts. Training is the plain command with
-the reward fit held to one thread and every checkpoint kept; the checkpoints are then evaluated here on the peers' seeds,
-and the metrics tell the wall-clock second at which each was reached.
+the learning rate that every SAC gets here, the reward fit held to one thread and every checkpoint kept. The checkpoints
+are then evaluated on the peers' seeds, and the metrics tell the wall-clock second at which each was reached.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from themis_ray.rllib.evaluation import deterministic_policy, evaluate
 ENV_ID = "Pendulum-v1"
 EVALUATION_SEEDS = range(10_000, 10_010)
 NUM_CHECKPOINTS = 10
+LEARNING_RATE = 1e-3  # rl-baselines3-zoo's for SAC on Pendulum-v1, as in sb3_baseline.py
 
 
 def train(arguments: argparse.Namespace, run_folder: Path) -> dict[str, Any]:
@@ -32,6 +33,7 @@ def train(arguments: argparse.Namespace, run_folder: Path) -> dict[str, Any]:
         "num_env_steps": arguments.num_env_steps,
         "feedback.budget": arguments.num_labels,
         "seed": arguments.seed,
+        "algorithm.learning_rate": LEARNING_RATE,
         "resources.num_fit_threads": 1,
         "checkpoint_interval": arguments.num_env_steps // NUM_CHECKPOINTS,
         "num_checkpoints_kept": NUM_CHECKPOINTS + 1,
