@@ -40,6 +40,7 @@ from torch import nn
 from themis_ray.config import load_config, resolve
 from themis_ray.experiment import ray_session
 from themis_ray.rllib import build_algorithm_config
+from themis_ray.rllib.process import prepare_process
 
 OUT = Path(__file__).parent / "out" / "overhead.json"
 BOUNDS = {"ppo_overhead": 1.10, "sac_overhead": 1.10, "sac_update_vs_torch": 1.6, "relabel_vs_torch": 1.3}
@@ -220,8 +221,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     for name in ("ray", "ray.rllib"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    prepare_process()
     with ray_session():
         ppo = measure_overhead(
             ["env.id=CartPole-v1", "num_env_steps=1000000", "algorithm.batch_size=2000"], repeats, 8000, "PPO"

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 
 from themis_ray.config import ExperimentConfig
 from themis_ray.envs import EnvSpec
@@ -24,6 +23,7 @@ from themis_ray.errors import CheckpointError
 from themis_ray.plots import plot_run
 from themis_ray.randomness import RandomStreams, seed_python
 from themis_ray.rllib import build_algorithm_config, deterministic_policy, evaluate, random_policy
+from themis_ray.rllib.process import prepare_process
 from themis_ray.tracking import RunFolder, make_loggers
 
 __all__ = ["Iteration", "ray_session", "run_experiment"]
@@ -90,8 +90,7 @@ def run_experiment(
         DataError: The stored preferences cannot be read.
     """
     _quieten()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    prepare_process()
     seed_python(config.seed)
     with ray_session(), _log_file(folder.path / "run.log"):
         if config.learn_reward and not spec.is_fixed_horizon:

@@ -34,6 +34,7 @@ from themis_ray.reward import (
     load_ensemble_state,
     make_optimizer,
 )
+from themis_ray.rllib.process import prepare_process, prepare_thread
 
 __all__ = ["PendingPrediction", "RewardModel", "RewardModelActor", "RewardModelSpec"]
 
@@ -73,8 +74,7 @@ class RewardModelActor:
 
     def __init__(self, packed_spec: bytes, num_fit_threads: int = 1) -> None:
         spec: RewardModelSpec = pickle.loads(zlib.decompress(packed_spec))
-        torch.set_num_threads(1)
-        torch.set_flush_denormal(True)
+        prepare_process()
         self._spec = spec
         self._num_fit_threads = num_fit_threads
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -96,11 +96,13 @@ class RewardModelActor:
 
     async def start(self) -> dict[str, Any]:
         """Take the freshly drawn weights as version 0 and return the state. For the first start only."""
+        prepare_thread()  # the event loop's thread is not the one that ran __init__
         self._version = 0
         return await self.state()
 
     async def load(self, state: dict[str, Any]) -> None:
         """Take weights, optimiser and version from `state`."""
+        prepare_thread()
         load_ensemble_state(self._ensemble, self._optimizer, state["ensemble"])
         self._version = state["version"]
 
@@ -153,13 +155,11 @@ class RewardModelActor:
         self._require_loaded()
 
         def work() -> tuple[RewardEnsemble, torch.optim.Optimizer, dict[str, float]]:
-            # OpenMP's number of threads belongs to the calling thread: predictions stay on one.
-            torch.set_num_threads(self._num_fit_threads)
-            torch.set_flush_denormal(True)
+            prepare_thread(self._num_fit_threads)
             ensemble, optimizer = self._build()
             load_ensemble_state(ensemble, optimizer, ensemble_state(self._ensemble, self._optimizer))
             info = fit(ensemble, optimizer, pairs, self._spec.config, np.random.default_rng(seed))
-            torch.set_num_threads(1)
+            prepare_thread()  # the thread goes back to a pool
             return ensemble, optimizer, info
 
         self._ensemble, self._optimizer, info = await asyncio.to_thread(work)
