@@ -7,42 +7,48 @@ from pathlib import Path
 
 import pytest
 
-PROGRAM = """
-import resource, threading
-import torch
-from themis_ray.rllib.process import prepare_process, prepare_thread
+FAULTS = """
+import resource
+import gymnasium as gym
+import numpy as np
+from themis_ray.reward import RewardConfig, RewardEnsemble
+from themis_ray.rllib.process import prepare_process
 if {is_prepared}:
     prepare_process()
-network = torch.nn.Sequential(torch.nn.Linear(16, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 1024))
+observations, actions = gym.spaces.Box(-9, 9, (17,)), gym.spaces.Box(-1, 1, (6,))
+ensemble = RewardEnsemble(observations, actions, "vector", RewardConfig(), seed=0)
+rows = np.zeros((16384, 17), np.float32), np.zeros((16384, 6), np.float32)
+for i in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    ensemble.predict(*rows, chunk_size=4096)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+DENORMALS = """
+import threading
+import torch
+from themis_ray.rllib.process import prepare_process, prepare_thread
+def is_flushed():
+    return (torch.tensor(1e-38) * 0.01).item() == 0.0
 def work():
-    if {is_prepared}:
-        prepare_thread()
-    for i in range(22):
-        if i == 2:
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        with torch.inference_mode():
-            network(torch.zeros(1024, 16))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, (torch.tensor(1e-38) * 0.01).item() == 0.0)
+    before = is_flushed()
+    prepare_thread()
+    print(before, is_flushed())
 thread = threading.Thread(target=work)
 thread.start()
 thread.join()
 """
 
 
-def run(is_prepared: bool) -> tuple[int, bool]:
-    program = textwrap.dedent(PROGRAM.format(is_prepared=is_prepared))
-    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    num_faults, is_flushed = output.split()
-    return int(num_faults), is_flushed == "True"
+def output_of(program: str) -> list[str]:
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
 @pytest.mark.skipif(not Path("/lib/x86_64-linux-gnu/libc.so.6").exists(), reason="glibc's allocator is what is tuned")
 def test_activations_are_not_mapped_anew_for_every_forward_pass() -> None:
-    unprepared, _ = run(is_prepared=False)
-    prepared, _ = run(is_prepared=True)
+    unprepared, prepared = (int(output_of(FAULTS.format(is_prepared=x))[0]) for x in (False, True))
     assert prepared * 20 < unprepared
 
 
 def test_denormal_numbers_are_flushed_in_a_thread_that_asks_for_it() -> None:
-    assert run(is_prepared=True)[1]
-    assert not run(is_prepared=False)[1]
+    assert output_of(DENORMALS) == ["False", "True"]
