@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo lint test test-slow test-gpu format bench-overhead bench-peers clean
+.PHONY: setup demo lint test test-slow test-gpu format bench-overhead bench-peers bench-labels bench-samplers clean
 
 # The stamp is newer than the files that say what to install, or setup runs again.
 setup: $(VENV)/.installed
@@ -38,6 +38,12 @@ format: setup
 
 bench-overhead: setup
 	$(BIN)/python -m benchmarks.overhead
+
+bench-labels: setup
+	$(BIN)/python -m benchmarks.labels
+
+bench-samplers: setup
+	$(BIN)/python -m benchmarks.samplers
 
 bench-peers: setup
 	$(BIN)/python -m benchmarks.peers

@@ -210,7 +210,7 @@ def test_help_ends_with_examples_that_parse() -> None:
 
 def test_help_names_every_option() -> None:
     text = themis("train", "--help").output
-    for option in ("--out", "--resume", "--overwrite", "--dry-run", "--debug", "[FILE.yaml] [key=value ...]"):
+    for option in ("--out", "--resume", "--from", "--overwrite", "--dry-run", "--debug", "[FILE.yaml] [key=value ...]"):
         assert option in text
 
 

@@ -11,7 +11,7 @@ from themis_ray.errors import ConfigError, ThemisError, UnknownNameError
 
 ROOT = Path(__file__).parents[1]
 PENDULUM = "env.id=Pendulum-v1"
-SHIPPED = sorted((ROOT / "tune_configs").glob("*.yaml"))
+SHIPPED = sorted((ROOT / "tune_configs").rglob("*.yaml"))
 
 
 def write(folder: Path, text: str) -> Path:

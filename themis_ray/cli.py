@@ -16,8 +16,17 @@ from rich.table import Column, Table
 
 from themis_ray.config import ExperimentConfig, dump_config, load_config, resolve
 from themis_ray.data import PreferenceDataset
+from themis_ray.envs import EnvSpec
 from themis_ray.errors import ConfigError, ThemisError
-from themis_ray.experiment import run_experiment
+from themis_ray.experiment import run_experiment, run_pretraining
+from themis_ray.rllib import open_reference
+from themis_ray.snapshots import (
+    adopt_settings,
+    check_snapshot,
+    make_pretraining_config,
+    open_snapshot,
+    prepare_snapshot_folder,
+)
 from themis_ray.tracking import RunFolder
 
 __all__ = ["main", "train_run"]
@@ -32,6 +41,15 @@ Examples:
   themis train env.id=Pendulum-v1 learn_reward=false --out runs/true-reward
   themis train tune_configs/pendulum.yaml feedback.sampler=entropy
   themis train --resume runs/pendulum-v1-sac-oracle-s0
+"""
+
+
+PRETRAIN_EXAMPLES = """
+\b
+Examples:
+  themis pretrain env.id=Pendulum-v1 exploration.num_env_steps=2000 --out snapshots/pendulum
+  themis train env.id=Pendulum-v1 --from snapshots/pendulum
+  themis train env.id=Pendulum-v1 --from snapshots/pendulum seed=1 feedback.sampler=entropy
 """
 
 
@@ -59,11 +77,20 @@ def main() -> None:
 @click.argument("settings", nargs=-1, metavar="[FILE.yaml] [key=value ...]")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder. Default: runs/ENV-LEARNER-TEACHER-sSEED.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Continue the run in this folder.")
+@click.option(
+    "--from", "snapshot", type=click.Path(path_type=Path), help="Start from this snapshot of themis pretrain."
+)
 @click.option("--overwrite", is_flag=True, help="Replace the run that --out holds.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def train(
-    settings: tuple[str, ...], out: Path | None, resume: Path | None, overwrite: bool, dry_run: bool, debug: bool
+    settings: tuple[str, ...],
+    out: Path | None,
+    resume: Path | None,
+    snapshot: Path | None,
+    overwrite: bool,
+    dry_run: bool,
+    debug: bool,
 ) -> None:
     """Train an agent from preferences.
 
@@ -71,7 +98,7 @@ def train(
     """
     del debug
     if resume is not None:
-        if settings or out is not None or overwrite:
+        if settings or out is not None or overwrite or snapshot is not None:
             raise ConfigError(
                 f"--resume {resume} goes on with the run's own settings. Give nothing beside it, or start a new run."
             )
@@ -84,13 +111,58 @@ def train(
             click.echo(dump_config(config), nl=False)
             return
     else:
-        config, spec = resolve(_load(settings))
+        config, spec = _resolve_new(_load(settings), snapshot)
         if dry_run:
             click.echo(dump_config(config), nl=False)
             return
         folder = RunFolder.create(out or _free_folder(config), config, overwrite=overwrite)
     summary = train_run(config, spec, folder, is_resumed=resume is not None)
     print_summary(summary, folder)
+
+
+@main.command(epilog=PRETRAIN_EXAMPLES)
+@click.argument("settings", nargs=-1, metavar="[FILE.yaml] [key=value ...]")
+@click.option("--out", type=click.Path(path_type=Path), help="Snapshot folder. Default: snapshots/ENV-LEARNER-sSEED.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def pretrain(settings: tuple[str, ...], out: Path | None, debug: bool) -> None:
+    """Explore without a teacher, and save a snapshot that many runs can start from.
+
+    Takes the settings of themis train; exploration decides how many env steps are taken.
+    """
+    del debug
+    config = _load(settings)
+    if config.snapshot is not None or config.algorithm.reference is not None:
+        raise ConfigError("a snapshot starts from nothing. Leave out snapshot and algorithm.reference.")
+    config, _ = resolve(make_pretraining_config(config))
+    if not config.exploration.num_env_steps:
+        raise ConfigError(
+            f"exploration.num_env_steps is {config.exploration.num_env_steps}, so that there is nothing to pretrain. "
+            "Give the env steps to explore, for example exploration.num_env_steps=2000."
+        )
+    base = Path("snapshots") / f"{_file_name(config.env.id)}-{config.algorithm.name}-s{config.seed}"
+    path = out or _free_path(base)
+    prepare_snapshot_folder(path)
+    num_env_steps = (config.exploration.num_seed_steps or 0) + config.exploration.num_env_steps
+    done = 0
+    with _progress_bar(Console(stderr=True)) as progress:
+        task = progress.add_task(config.env.id, total=num_env_steps, status="starting Ray")
+        for done in run_pretraining(config, path):
+            progress.update(task, completed=done, status="exploring")
+    click.echo(f"Snapshot: {path} ({done} env steps). Use it: themis train env.id={config.env.id} --from {path}")
+
+
+def _resolve_new(config: ExperimentConfig, snapshot_path: Path | None) -> tuple[ExperimentConfig, EnvSpec]:
+    """Resolve the settings of a new run, with the snapshot or the reference policy that it starts from checked."""
+    path = snapshot_path or (Path(config.snapshot) if config.snapshot is not None else None)
+    if path is None:
+        config, spec = resolve(config)
+    else:
+        snapshot = open_snapshot(path)
+        config, spec = resolve(adopt_settings(config, snapshot))
+        check_snapshot(config, spec, snapshot)
+    if config.algorithm.reference is not None:
+        open_reference(config, spec)
+    return config, spec
 
 
 def _load(settings: tuple[str, ...]) -> ExperimentConfig:
@@ -103,9 +175,15 @@ def _load(settings: tuple[str, ...]) -> ExperimentConfig:
 
 def _free_folder(config: ExperimentConfig) -> Path:
     """Return runs/NAME, or runs/NAME-2 and so on where that holds a run."""
-    who = config.teacher.name if config.learn_reward else "true-reward"
-    env_id = config.env.id.replace("/", "-").replace(":", "-").lower()
-    base = Path("runs") / f"{env_id}-{config.algorithm.name}-{who}-s{config.seed}"
+    who = _file_name(config.teacher.teacher_name) if config.learn_reward else "true-reward"
+    return _free_path(Path("runs") / f"{_file_name(config.env.id)}-{config.algorithm.name}-{who}-s{config.seed}")
+
+
+def _file_name(env_id: str) -> str:
+    return env_id.replace("/", "-").replace(":", "-").lower()
+
+
+def _free_path(base: Path) -> Path:
     path, number = base, 2
     while path.exists():
         path, number = base.with_name(f"{base.name}-{number}"), number + 1
@@ -116,17 +194,10 @@ def train_run(config: ExperimentConfig, spec: Any, folder: RunFolder, *, is_resu
     """Run the experiment under a progress bar and return its summary."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     console = Console(stderr=True)
-    columns = (
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=24),
-        TaskProgressColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True)),
-    )
     if folder.has_unfinished_line:
         console.print(f"{folder.metrics_path} ends in an unfinished line; it moves to metrics.superseded.jsonl.")
     summary: Mapping[str, Any] = {}
-    with Progress(*columns, console=console) as progress:
+    with _progress_bar(console) as progress:
         task = progress.add_task(config.env.id, total=config.num_env_steps, status="starting Ray")
         for iteration in run_experiment(config, spec, folder, is_resumed=is_resumed):
             row = iteration.metrics
@@ -137,6 +208,17 @@ def train_run(config: ExperimentConfig, spec: Any, folder: RunFolder, *, is_resu
             if iteration.summary is not None:
                 summary = iteration.summary
     return summary
+
+
+def _progress_bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True)),
+        console=console,
+    )
 
 
 def _status(row: Mapping[str, Any], config: ExperimentConfig) -> str:

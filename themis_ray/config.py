@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from themis_ray.envs import EnvSpec, get_env_spec
 from themis_ray.errors import ConfigError
+from themis_ray.feedback import check_teacher
 from themis_ray.reward import DEFAULT_NUM_EPOCHS
 from themis_ray.rllib import AlgorithmSettings, LoopSettings, resolve_algorithm
 
@@ -60,6 +61,9 @@ class ExperimentConfig(LoopSettings):
     checkpoint_interval: int | None = Field(
         None, ge=1, description="Env steps between checkpoints. None: a tenth of the run."
     )
+    snapshot: str | None = Field(
+        None, description="Folder that `themis pretrain` wrote, from which the run starts; `--from` sets it."
+    )
     num_checkpoints_kept: int = Field(2, ge=1, description="Newest checkpoints that stay in the run folder.")
     tracking: TrackingSettings = Field(TrackingSettings(), description="Where metrics go.")
 
@@ -93,12 +97,20 @@ def resolve(config: ExperimentConfig) -> tuple[ExperimentConfig, EnvSpec]:
         The configuration with no choice left open, and what the environment is like.
 
     Raises:
-        ConfigError: The learner does not fit the actions, or a segment is longer than an episode.
+        ConfigError: The learner does not fit the actions, a segment is longer than an episode, or settings do not go
+            together.
         UnknownNameError: There is no such environment.
     """
     spec = get_env_spec(config.env)
+    if config.learn_reward:
+        check_teacher(config.teacher, config.env)
     name = _choose_learner(config.algorithm.name, spec)
     algorithm = resolve_algorithm(config.algorithm, name)
+    if algorithm.reference is not None and config.snapshot is not None:
+        raise ConfigError(
+            f"algorithm.reference={algorithm.reference} and snapshot={config.snapshot} were given, but a run starts "
+            "from one policy. Leave one of them out."
+        )
     exploration = config.exploration
     if name == "ppo":
         if config.exploration.num_seed_steps:
@@ -111,7 +123,8 @@ def resolve(config: ExperimentConfig) -> tuple[ExperimentConfig, EnvSpec]:
         )
         algorithm = _fit_batch(config, spec, algorithm)
     else:
-        share = config.num_env_steps // 20
+        # A policy that is to be refined fills the replay itself; exploration would lead it away.
+        share = config.num_env_steps // 20 if algorithm.reference is None else 0
         defaults = {
             "num_seed_steps": min(MAX_SEED_STEPS, share),
             "num_env_steps": min(MAX_EXPLORATION_STEPS, share),

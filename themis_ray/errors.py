@@ -14,6 +14,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "RunFolderError",
+    "TeacherError",
     "ThemisError",
     "UnknownNameError",
     "lookup",
@@ -48,6 +49,10 @@ class CheckpointError(ThemisError):
 
 class RunFolderError(ThemisError):
     """A run folder that is missing, not empty, or of another format version."""
+
+
+class TeacherError(ThemisError):
+    """A teacher that cannot answer: its function failed, or its endpoint refuses."""
 
 
 def lookup(kind: str, name: str, registry: Mapping[str, T]) -> T:

@@ -24,19 +24,25 @@ from themis_ray.plots import plot_run
 from themis_ray.randomness import RandomStreams, seed_python
 from themis_ray.rllib import build_algorithm_config, deterministic_policy, evaluate, random_policy
 from themis_ray.rllib.process import prepare_process
+from themis_ray.snapshots import check_snapshot, open_snapshot, write_snapshot
 from themis_ray.tracking import RunFolder, make_loggers
 
-__all__ = ["Iteration", "ray_session", "run_experiment"]
+__all__ = ["Iteration", "ray_session", "run_experiment", "run_pretraining"]
 
 logger = logging.getLogger("themis_ray")
 
 OBJECT_STORE_BYTES = 512 * 2**20
+LOOP_METRICS = (
+    *("fit_loss", "fit_accuracy", "fit_num_epochs", "heldout_accuracy", "reward_correlation"),
+    *("fresh_accuracy", "policy_disagreement", "growth_ratio"),
+)
 LEARNER_METRICS = {
     "policy_loss": ("policy_loss",),
     "critic_loss": ("critic_loss", "vf_loss"),
     "entropy": ("entropy",),
     "alpha": ("alpha",),
     "q_mean": ("q_mean",),
+    "kl_to_reference": ("kl_to_reference",),
 }
 
 
@@ -86,7 +92,8 @@ def run_experiment(
         is_resumed: Go on from the folder's newest checkpoint; without one, start over and keep the stored answers.
 
     Raises:
-        CheckpointError: The newest checkpoint cannot be read.
+        CheckpointError: The newest checkpoint, or the snapshot or reference to start from, cannot be read.
+        ConfigError: The snapshot or reference to start from does not fit.
         DataError: The stored preferences cannot be read.
     """
     _quieten()
@@ -101,8 +108,33 @@ def run_experiment(
             )
         algorithm = build_algorithm_config(config, folder.path.resolve()).build_algo()
         try:
-            rows = _restore(algorithm, folder) if is_resumed else []
+            rows = _restore(algorithm, config, spec, folder) if is_resumed else _start(algorithm, config, spec, folder)
             yield from _train(algorithm, config, spec, folder, rows)
+        finally:
+            algorithm.stop()
+
+
+def run_pretraining(config: ExperimentConfig, path: Path) -> Iterator[int]:
+    """Take seed steps and explore without supervision, then write a snapshot; yield the env steps done so far.
+
+    Args:
+        config: Resolved by `themis_ray.config.resolve`.
+        path: Where the snapshot goes.
+    """
+    _quieten()
+    prepare_process()
+    seed_python(config.seed)
+    with ray_session():
+        rllib_config = build_algorithm_config(config.model_copy(update={"learn_reward": False}))
+        # A line after each round, so that the run ends with the round in which exploration does.
+        rllib_config.reporting(min_sample_timesteps_per_iteration=1)
+        algorithm: Any = rllib_config.build_algo()
+        algorithm.is_pretraining = True
+        try:
+            while algorithm.env_steps < algorithm.loop.num_steps_before_feedback:
+                algorithm.train()
+                yield algorithm.env_steps
+            write_snapshot(path, algorithm, config)
         finally:
             algorithm.stop()
 
@@ -147,13 +179,29 @@ def _train(
             run_logger.close(summary)
 
 
-def _restore(algorithm: Any, folder: RunFolder) -> list[dict[str, Any]]:
+def _start(algorithm: Any, config: ExperimentConfig, spec: EnvSpec, folder: RunFolder) -> list[dict[str, Any]]:
+    """Start from the snapshot or reference that the configuration names, or from nothing; return no metrics.
+
+    After a snapshot a checkpoint is written at once, so that the run can be resumed without it.
+    """
+    algorithm.start_from_reference()
+    if config.snapshot is not None:
+        snapshot = open_snapshot(Path(config.snapshot))
+        check_snapshot(config, spec, snapshot)
+        algorithm.start_from_snapshot(snapshot.checkpoint_path, snapshot.config.seed)
+        about = {"num_env_steps": algorithm.env_steps, "iteration": 0, "seed": config.seed}
+        folder.add_checkpoint(algorithm, about, config.num_checkpoints_kept)
+        logger.info("Started from %s at %d env steps.", snapshot.path, algorithm.env_steps)
+    return []
+
+
+def _restore(algorithm: Any, config: ExperimentConfig, spec: EnvSpec, folder: RunFolder) -> list[dict[str, Any]]:
     """Load the newest checkpoint, start fresh episodes, and return the lines of metrics up to it."""
     latest = folder.latest_checkpoint()
     if latest is None:
         logger.info("No checkpoint yet: starting over; %d stored answers stay.", algorithm.loop.dataset.num_queries)
         folder.rewind_metrics(-1)
-        return []
+        return _start(algorithm, config, spec, folder)
     path, about = latest
     try:
         algorithm.restore_from_path(str(path.resolve()))
@@ -181,7 +229,7 @@ def _metrics(algorithm: Any, result: Mapping[str, Any]) -> dict[str, Any]:
         "num_preferences": loop.dataset.num_preferences,
         "reward_version": loop.reward_model.version if loop.reward_model else 0,
     }
-    for name in ("fit_loss", "fit_accuracy", "fit_num_epochs", "heldout_accuracy", "reward_correlation"):
+    for name in LOOP_METRICS:
         row[name] = loop.info.get(name, math.nan)
     for name, keys in LEARNER_METRICS.items():
         row[name] = next((float(learner[key]) for key in keys if key in learner), math.nan)
@@ -204,7 +252,7 @@ def _summary(algorithm: Any, config: ExperimentConfig, spec: EnvSpec, rows: list
         "algorithm": config.algorithm.name,
         "seed": config.seed,
         "learn_reward": config.learn_reward,
-        "teacher": config.teacher.name,
+        "teacher": config.teacher.teacher_name,
         "sampler": config.feedback.sampler,
         "num_env_steps": algorithm.env_steps,
         "true_return_mean": float(returns.mean()),
@@ -219,7 +267,7 @@ def _summary(algorithm: Any, config: ExperimentConfig, spec: EnvSpec, rows: list
         "heldout_accuracy": final.get("heldout_accuracy", math.nan),
         "reward_correlation": final.get("reward_correlation", math.nan),
         "num_reward_actor_restarts": loop.reward_model.num_restarts if loop.reward_model else 0,
-        "env_steps_per_s": algorithm.env_steps / wall_s if wall_s else math.nan,
+        "env_steps_per_s": (algorithm.env_steps - loop.num_snapshot_env_steps) / wall_s if wall_s else math.nan,
         "wall_s": wall_s,
         "versions": {
             "python": platform.python_version(),

@@ -58,6 +58,7 @@ def plot_run(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], path
     bottom_left.legend(fontsize=8, loc="lower right")
 
     bottom_right.plot(*_series(rows, "heldout_accuracy"), color=GREEN, label="accuracy on held-out pairs")
+    bottom_right.plot(*_series(rows, "fresh_accuracy"), color=ORANGE, label="accuracy on the current policy")
     bottom_right.plot(*_series(rows, "reward_correlation"), color=BLUE, label="correlation with true reward")
     bottom_right.set_ylim(min(0.0, *(_series(rows, "reward_correlation")[1] or [0.0])) - 0.02, 1.03)
     _style(bottom_right, "Reward model", "")

@@ -12,7 +12,15 @@ from themis_ray.rllib import (
 from themis_ray.rllib.settings import LEARNER_DEFAULTS, ExplorationSettings
 
 SETTINGS = [name for name in AlgorithmSettings.model_fields if name != "name"]
-VALUES = {"hidden_sizes": (8,), "gamma": 0.5, "tau": 0.5, "gae_lambda": 0.5, "final_epsilon": 0.5, "epsilon_share": 0.5}
+VALUES = {
+    "hidden_sizes": (8,),
+    "gamma": 0.5,
+    "tau": 0.5,
+    "gae_lambda": 0.5,
+    "final_epsilon": 0.5,
+    "epsilon_share": 0.5,
+    "reference": "runs/x",
+}
 
 
 @pytest.mark.parametrize("learner", LEARNER_DEFAULTS)
@@ -20,7 +28,7 @@ def test_defaults_are_complete_and_allowed(learner: str) -> None:
     resolved = resolve_algorithm(AlgorithmSettings(), learner)
     assert resolved.name == learner
     given = {name for name, value in resolved.model_dump().items() if value is not None} - {"name"}
-    assert given == set(LEARNER_DEFAULTS[learner])
+    assert given == {name for name, value in LEARNER_DEFAULTS[learner].items() if value is not None}
     assert resolve_algorithm(resolved, learner) == resolved
 
 
@@ -41,7 +49,10 @@ def test_the_description_of_a_setting_names_the_learners_that_use_it(learner: st
 @pytest.mark.parametrize("learner", LEARNER_DEFAULTS)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings_of_another_learner_are_refused_in_one_line(learner: str, name: str) -> None:
-    settings = AlgorithmSettings(**{name: VALUES.get(name, 1)})
+    given = {name: VALUES.get(name, 1)}
+    if name == "kl_coefficient" and name in LEARNER_DEFAULTS[learner]:
+        given["reference"] = "runs/x"  # it weighs nothing without one
+    settings = AlgorithmSettings(**given)
     if name in LEARNER_DEFAULTS[learner]:
         assert getattr(resolve_algorithm(settings, learner), name) == VALUES.get(name, 1)
         return

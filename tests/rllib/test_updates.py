@@ -1,4 +1,5 @@
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -82,6 +83,14 @@ def blend(targets, sources) -> None:
             target.copy_((1 - TAU) * target + TAU * source)
 
 
+def reference_critic_step(module: SACModule, value: Callable, y: torch.Tensor) -> dict[str, float]:
+    """Both critics, each towards the targets y (N,); value(critic) gives its values (N,) of the batch."""
+    q_mean = value(module.critics[0]).mean().item()
+    loss = sum(((value(critic) - y) ** 2).mean() for critic in module.critics)
+    descend(loss, sac_parameters(module)["critic"])
+    return {"critic_loss": loss.item(), "q_mean": q_mean}
+
+
 def reference_box_step(module: SACModule, batch: ReplayBatch, entropy_goal: float) -> dict[str, float]:
     """Algorithm 1 of Haarnoja et al. 2018b, one step, with torch.distributions."""
 
@@ -90,7 +99,6 @@ def reference_box_step(module: SACModule, batch: ReplayBatch, entropy_goal: floa
         return TransformedDistribution(Normal(mean, log_std.clamp(-20, 2).exp()), [TanhTransform(cache_size=1)])
 
     alpha = float(module.log_alpha.detach().exp())
-    first, second = module.critics
     with torch.no_grad():
         distribution = policy(batch.next_observations)
         next_actions = distribution.rsample()
@@ -98,30 +106,22 @@ def reference_box_step(module: SACModule, batch: ReplayBatch, entropy_goal: floa
         q_next = torch.stack([q_value(c, batch.next_observations, next_actions)[:, 0] for c in module.target_critics])
         soft_value = q_next.min(0).values - alpha * log_probability
         y = batch.rewards + GAMMA * torch.where(batch.terminated.bool(), torch.zeros(NUM_ROWS), soft_value)
-    q_mean = q_value(first, batch.observations, batch.actions).mean().item()
-    critic_loss = sum(((q_value(c, batch.observations, batch.actions)[:, 0] - y) ** 2).mean() for c in (first, second))
-    descend(critic_loss, sac_parameters(module)["critic"])
+    critics = reference_critic_step(module, lambda c: q_value(c, batch.observations, batch.actions)[:, 0], y)
     distribution = policy(batch.observations)
     actions = distribution.rsample()
     log_probability = distribution.log_prob(actions).sum(-1)
-    q = torch.minimum(*(q_value(c, batch.observations, actions)[:, 0] for c in (first, second)))
+    q = torch.minimum(*(q_value(c, batch.observations, actions)[:, 0] for c in module.critics))
     policy_loss = (alpha * log_probability - q).mean()
     descend(policy_loss, sac_parameters(module)["policy"])
     descend(-(module.log_alpha * (log_probability.detach() + entropy_goal)).mean(), [module.log_alpha])
     blend(module.target_critics, module.critics)
-    return {
-        "critic_loss": critic_loss.item(),
-        "policy_loss": policy_loss.item(),
-        "alpha": alpha,
-        "q_mean": q_mean,
-        "entropy": -log_probability.mean().item(),
-    }
+    entropy = -log_probability.mean().item()
+    return {**critics, "policy_loss": policy_loss.item(), "alpha": alpha, "entropy": entropy}
 
 
 def reference_discrete_step(module: SACModule, batch: ReplayBatch, entropy_goal: float) -> dict[str, float]:
     """Equations 10 to 12 of Christodoulou 2019, summed action by action."""
     alpha = float(module.log_alpha.detach().exp())
-    first, second = module.critics
     with torch.no_grad():
         distribution = Categorical(logits=module.pi(module.pi_encoder(batch.next_observations)))
         q_next = torch.minimum(*(q_value(c, batch.next_observations) for c in module.target_critics))
@@ -131,23 +131,15 @@ def reference_discrete_step(module: SACModule, batch: ReplayBatch, entropy_goal:
             soft_value += log_probability.exp() * (q_next[:, action] - alpha * log_probability)
         y = batch.rewards + GAMMA * (1 - batch.terminated) * soft_value
     rows = torch.arange(NUM_ROWS)
-    q_mean = q_value(first, batch.observations)[rows, batch.actions].mean().item()
-    critic_loss = sum(((q_value(c, batch.observations)[rows, batch.actions] - y) ** 2).mean() for c in (first, second))
-    descend(critic_loss, sac_parameters(module)["critic"])
+    critics = reference_critic_step(module, lambda c: q_value(c, batch.observations)[rows, batch.actions], y)
     distribution = Categorical(logits=module.pi(module.pi_encoder(batch.observations)))
-    q = torch.minimum(*(q_value(c, batch.observations) for c in (first, second))).detach()
+    q = torch.minimum(*(q_value(c, batch.observations) for c in module.critics)).detach()
     policy_loss = -(alpha * distribution.entropy() + (distribution.probs * q).sum(-1)).mean()
     descend(policy_loss, sac_parameters(module)["policy"])
     entropy = distribution.entropy().mean().item()
     descend(module.log_alpha * (entropy - entropy_goal), [module.log_alpha])
     blend(module.target_critics, module.critics)
-    return {
-        "critic_loss": critic_loss.item(),
-        "policy_loss": policy_loss.item(),
-        "alpha": alpha,
-        "q_mean": q_mean,
-        "entropy": entropy,
-    }
+    return {**critics, "policy_loss": policy_loss.item(), "alpha": alpha, "entropy": entropy}
 
 
 def assert_same_parameters(module: torch.nn.Module, expected: torch.nn.Module, before: torch.nn.Module) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,10 +29,11 @@ class LabelledPairs:
         actions: (S, L, *action_shape).
         left: (N,) int64, row of the left segment.
         right: (N,) int64, row of the right segment.
-        labels: (N,) float32, p(left preferred).
+        labels: (N,) float32, p(left preferred), anything from 0 to 1.
+        weights: (N,) float32, how much each pair counts in a fit; 0 equals leaving it out. Empty stands for ones.
 
     Raises:
-        ValueError: The arrays do not fit together.
+        ValueError: The arrays do not fit together, or a label or weight is not allowed.
     """
 
     observations: NDArray[Any]
@@ -40,8 +41,11 @@ class LabelledPairs:
     left: NDArray[np.int64]
     right: NDArray[np.int64]
     labels: NDArray[np.float32]
+    weights: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
 
     def __post_init__(self) -> None:
+        if self.weights.size == 0:
+            object.__setattr__(self, "weights", np.ones(len(self.labels), np.float32))
         if self.observations.shape[:2] != self.actions.shape[:2]:
             shapes = f"{self.observations.shape} and {self.actions.shape}"
             raise ValueError(f"observations and actions must start with the same (S, L), not {shapes}")
@@ -51,6 +55,12 @@ class LabelledPairs:
         for rows in (self.left, self.right):
             if len(rows) and not 0 <= rows.min() <= rows.max() < len(self.observations):
                 raise ValueError(f"left and right must be rows of {len(self.observations)} segments")
+        if self.weights.shape != self.labels.shape:
+            raise ValueError(f"weights must have the shape of labels, {self.labels.shape}, not {self.weights.shape}")
+        if not ((self.labels >= 0) & (self.labels <= 1)).all():
+            raise ValueError("labels must be probabilities from 0 to 1")
+        if not ((self.weights >= 0) & (self.weights < np.inf)).all():
+            raise ValueError("weights must be at least 0 and finite")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -144,27 +154,35 @@ class PreferenceDataset:
         self._write_part("preferences", [parquet.preference_table(preferences)])
         self._preferences.extend(preferences)
 
-    def labelled_pairs(self, label_margin: float = 0.0, upto: int | None = None) -> LabelledPairs:
+    def labelled_pairs(
+        self,
+        label_margin: float = 0.0,
+        upto: int | None = None,
+        weight: Callable[[Preference], float] | None = None,
+    ) -> LabelledPairs:
         """Returns the preferences as training data; skips are left out.
 
         Args:
             label_margin: See `left_probability`.
             upto: Use the first `upto` queries asked, skips counted; None uses all.
+            weight: Gives the weight of a preference, for example by its teacher; None weighs all the same.
 
         Raises:
-            ValueError: `upto` is negative or `label_margin` outside [0, 0.5).
+            ValueError: `upto` is negative, `label_margin` outside [0, 0.5), or a weight negative or not finite.
         """
         if upto is not None and upto < 0:
             raise ValueError(f"upto must be at least 0, not {upto}")
         rows: dict[str, int] = {}
         pairs: list[tuple[int, int]] = []
         labels: list[float] = []
+        weights: list[float] = []
         for preference in self._preferences[:upto]:
             label = left_probability(preference.choice, label_margin)
             if label is not None:
                 left, right = (rows.setdefault(id_, len(rows)) for id_ in (preference.left_id, preference.right_id))
                 pairs.append((left, right))
                 labels.append(label)
+                weights.append(1.0 if weight is None else weight(preference))
         left_right = np.array(pairs, dtype=np.int64).reshape(-1, 2)
         used = [self._segments[segment_id] for segment_id in rows]
         return LabelledPairs(
@@ -173,6 +191,7 @@ class PreferenceDataset:
             left=np.ascontiguousarray(left_right[:, 0]),
             right=np.ascontiguousarray(left_right[:, 1]),
             labels=np.array(labels, dtype=np.float32),
+            weights=np.array(weights, dtype=np.float32),
         )
 
     def _part_path(self, kind: str, number: int) -> Path:

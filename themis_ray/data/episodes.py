@@ -199,17 +199,43 @@ class EpisodePool:
             raise DataError(self._too_little(1, length))
         return self._cut(rng.integers(max(counts.sum(), 1), size=n), counts, length)
 
-    def sample_queries(self, n: int, length: int, rng: np.random.Generator) -> list[Query]:
+    def sample_queries(
+        self, n: int, length: int, rng: np.random.Generator, newest_num_episodes: int | None = None
+    ) -> list[Query]:
         """Draws `n` queries: left uniformly over all starts, right over those that differ.
 
         Segments of different episodes or times can have the same content and thus the same
         id; such a pair is never returned.
 
+        Args:
+            n: How many queries.
+            length: Env steps per segment.
+            rng: Draws them.
+            newest_num_episodes: Draw from this many episodes only, those that were extended last of the ones that
+                hold a segment; from more of them while these hold fewer than two distinct segments. None draws from
+                the whole pool.
+
         Raises:
             DataError: The pool holds fewer than two distinct segments of `length` steps.
-            ValueError: `length` is below 1.
+            ValueError: `length` or `newest_num_episodes` is below 1.
         """
         counts = self._num_starts_per_piece(length)
+        if newest_num_episodes is None:
+            return self._draw_queries(n, length, rng, counts)
+        if newest_num_episodes < 1:
+            raise ValueError(f"newest_num_episodes must be at least 1, not {newest_num_episodes}")
+        num_with_start = int(np.count_nonzero(counts))
+        while newest_num_episodes < num_with_start:
+            newest = counts.copy()
+            newest[: np.flatnonzero(counts)[-newest_num_episodes]] = 0
+            try:
+                return self._draw_queries(n, length, rng, newest)
+            except DataError:
+                newest_num_episodes *= 2
+        return self._draw_queries(n, length, rng, counts)
+
+    def _draw_queries(self, n: int, length: int, rng: np.random.Generator, counts: NDArray[np.int64]) -> list[Query]:
+        """Draws from pieces with `counts` starts each."""
         num_starts = int(counts.sum())
         if n and num_starts < 2:
             raise DataError(self._too_little(2, length))

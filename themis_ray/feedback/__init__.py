@@ -1,33 +1,60 @@
 """Who is asked, about what, and how often."""
 
-from themis_ray.feedback.samplers import SAMPLERS, Candidates, Sampler, disagreement, entropy
+from themis_ray.feedback.coverage import distances_to_nearest, farthest_first, query_embeddings
+from themis_ray.feedback.frames import FrameRenderer, segment_frames
+from themis_ray.feedback.information import (
+    disagreement,
+    entropy,
+    information_gain,
+    play_tournament,
+    swiss_pairs,
+    value_of_information,
+)
+from themis_ray.feedback.samplers import SAMPLERS, Candidates, Sampler, SamplerSpec, choose_queries
 from themis_ray.feedback.schedules import SCHEDULES, FeedbackConfig, Session, queries_due, session_plan
+from themis_ray.feedback.scripted import ScriptedTeacher
+from themis_ray.feedback.teacher_config import TeacherConfig, check_teacher, make_teacher
 from themis_ray.feedback.teachers import (
+    TEACHER_DESCRIPTIONS,
     TEACHERS,
+    BPrefTeacher,
     RecentReturns,
     SyntheticTeacher,
     Teacher,
-    TeacherConfig,
     TeacherParameters,
-    make_teacher,
 )
 
 __all__ = [
     "SAMPLERS",
     "SCHEDULES",
     "TEACHERS",
+    "TEACHER_DESCRIPTIONS",
+    "BPrefTeacher",
     "Candidates",
     "FeedbackConfig",
+    "FrameRenderer",
     "RecentReturns",
     "Sampler",
+    "SamplerSpec",
+    "ScriptedTeacher",
     "Session",
     "SyntheticTeacher",
     "Teacher",
     "TeacherConfig",
     "TeacherParameters",
+    "check_teacher",
+    "choose_queries",
     "disagreement",
+    "distances_to_nearest",
     "entropy",
+    "farthest_first",
+    "information_gain",
     "make_teacher",
+    "play_tournament",
     "queries_due",
+    "query_embeddings",
+    "segment_frames",
     "session_plan",
+    "swiss_pairs",
+    "value_of_information",
 ]

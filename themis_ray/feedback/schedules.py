@@ -40,7 +40,11 @@ class FeedbackConfig(BaseModel):
     )
     sampler: str = Field(
         default="disagreement",
-        description="Picks queries among candidates: uniform, disagreement or entropy. The first session is uniform.",
+        description="Picks queries among candidates: " + ", ".join(SAMPLERS) + ". Samplers that read the reward "
+        "ensemble are uniform in the first session.",
+    )
+    newest_num_episodes: int = Field(
+        default=10, ge=1, description="The sampler newest takes segments of this many newest episodes."
     )
     candidates_per_query: int = Field(default=10, ge=1, description="Candidate queries drawn for each query asked.")
     until_share: float = Field(

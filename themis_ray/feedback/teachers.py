@@ -1,29 +1,31 @@
-"""Who answers: synthetic teachers that see the true rewards, with the faults people have.
+"""Who answers: what every teacher does, and synthetic teachers that see the true rewards, with the faults people have.
 
-The teachers are those of B-Pref (Lee et al. 2021, "B-Pref: Benchmarking Preference-Based Reinforcement
-Learning", arXiv 2111.03026, section 3), under its parameter names. Where this module departs from it: an exact tie
-is `equal`, thresholds are scaled once and by magnitude, and the skip threshold is a quantile.
+The synthetic teachers are those of B-Pref (Lee et al. 2021, "B-Pref: Benchmarking Preference-Based Reinforcement
+Learning", arXiv 2111.03026, section 3), under its parameter names. Where `SyntheticTeacher` departs from it: an exact
+tie is `equal`, thresholds are scaled once and by magnitude, and the skip threshold is a quantile. `BPrefTeacher` does
+as B-Pref's published code does.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from themis_ray.data import Choice, Query
-from themis_ray.errors import ConfigError, lookup
+from themis_ray.errors import ConfigError
 
 __all__ = [
     "TEACHERS",
+    "TEACHER_DESCRIPTIONS",
+    "BPrefTeacher",
     "RecentReturns",
     "SyntheticTeacher",
     "Teacher",
-    "TeacherConfig",
     "TeacherParameters",
-    "make_teacher",
+    "agreed",
+    "mirrored",
 ]
 
 RATIONAL = -1.0
@@ -72,37 +74,18 @@ TEACHERS: dict[str, TeacherParameters] = {
 }
 
 
-class TeacherConfig(BaseModel):
-    """Which teacher answers; a number given here replaces that of the preset."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(default="oracle", description="Preset: oracle, mistake, noisy, skip, myopic or equal.")
-    beta: float | None = Field(default=None, description="Rationality: -1 perfect, > 0 Boltzmann; None: the preset's.")
-    gamma: float | None = Field(default=None, description="Discount over the steps of a segment; None: the preset's.")
-    eps_mistake: float | None = Field(default=None, description="Probability of mixing up sides; None: the preset's.")
-    eps_skip: float | None = Field(default=None, description="Share of queries skipped; None: the preset's.")
-    eps_equal: float | None = Field(default=None, description="Unnoticed relative difference; None: the preset's.")
-
-    @field_validator("name")
-    @classmethod
-    def _check_name(cls, name: str) -> str:
-        lookup("teacher", name, TEACHERS)
-        return name
-
-    @model_validator(mode="after")
-    def _check_numbers(self) -> Self:
-        self.parameters()
-        return self
-
-    def parameters(self) -> TeacherParameters:
-        """Returns the preset's parameters with the given ones in place.
-
-        Raises:
-            ConfigError: A number is out of its range.
-        """
-        given = self.model_dump(exclude={"name"}, exclude_none=True)
-        return replace(lookup("teacher", self.name, TEACHERS), **given)
+# One line for each preset and each kind of teacher, in the order in which they are listed.
+TEACHER_DESCRIPTIONS: dict[str, str] = {
+    "oracle": "always prefers the segment with the larger true return",
+    "mistake": "mixes up left and right in 10 % of its answers",
+    "noisy": "is less sure the closer the true returns are",
+    "skip": "does not answer the 10 % of queries whose better segment is worst",
+    "myopic": "weighs late steps of a segment more than early ones",
+    "equal": "does not see small differences of true return",
+    "synthetic": "kind: one of the presets above, or its numbers changed; sees the true rewards",
+    "scripted": "kind: a Python function of two segments, teacher.function=module:function",
+    "judge": "kind: a vision model behind an OpenAI-compatible endpoint looks at frames of both segments",
+}
 
 
 class Teacher(Protocol):
@@ -110,15 +93,30 @@ class Teacher(Protocol):
 
     name: str
 
-    def answer(self, queries: Sequence[Query], rng: np.random.Generator, returns: RecentReturns) -> list[Choice]:
+    def answer(
+        self, queries: Sequence[Query], rng: np.random.Generator, returns: RecentReturns, feedback_session: int = 0
+    ) -> list[Choice]:
         """Returns one choice for each query, in order.
 
         Args:
             queries: What is asked; all segments of one length.
             rng: The teacher's own stream.
             returns: True returns and lengths of the newest finished episodes; may be empty.
+            feedback_session: Number of the feedback session, from 0.
         """
         ...
+
+
+def mirrored(choice: Choice) -> Choice:
+    """Returns what a choice about (left, right) says about (right, left)."""
+    return {Choice.LEFT: Choice.RIGHT, Choice.RIGHT: Choice.LEFT}.get(choice, choice)
+
+
+def agreed(first: Choice, second: Choice) -> Choice:
+    """Returns the choice that two answers to one query share, skip where one is skip, and else equal."""
+    if Choice.SKIP in (first, second):
+        return Choice.SKIP
+    return first if first is second else Choice.EQUAL
 
 
 class SyntheticTeacher:
@@ -148,17 +146,18 @@ class SyntheticTeacher:
         self.name = name
         self.parameters = parameters
 
-    def answer(self, queries: Sequence[Query], rng: np.random.Generator, returns: RecentReturns) -> list[Choice]:
-        """Returns one choice for each query, in order.
+    def answer(
+        self, queries: Sequence[Query], rng: np.random.Generator, returns: RecentReturns, feedback_session: int = 0
+    ) -> list[Choice]:
+        """Returns one choice for each query, in order; the same in every feedback session.
 
         Raises:
             ValueError: The segments are not all of one length.
         """
+        del feedback_session
         if not queries:
             return []
-        rewards = np.stack(
-            [[query.left.true_rewards, query.right.true_rewards] for query in queries], dtype=np.float64
-        )  # (N, 2, L)
+        rewards = _true_rewards(queries)
         choice_draws, mistake_draws = rng.random((2, len(queries)))
         sums = rewards.sum(axis=-1)
         left_margins = _weighted_margins(rewards, self.parameters.gamma)
@@ -172,9 +171,73 @@ class SyntheticTeacher:
         return [Choice(word) for word in words]
 
 
-def make_teacher(config: TeacherConfig) -> Teacher:
-    """Returns the teacher that a config describes."""
-    return SyntheticTeacher(config.name, config.parameters())
+class BPrefTeacher:
+    """Answers as the code published with B-Pref does, for comparisons with numbers made with it.
+
+    For queries of segments of length L, with M = mean episode return * L / mean episode length of recent episodes,
+    signed, and 0 before one is finished:
+
+    1. The thresholds of skip and of equal are eps * M in the first feedback session. B-Pref's training script passes
+       an M that is already multiplied by eps to functions that multiply by eps from the second session on, so from
+       then on they are eps**2 * M.
+    2. Skip, when the skip threshold is above 0 and the larger return of the two is at most as large.
+    3. The teacher judges by weighted returns as `SyntheticTeacher` does. The larger one wins; for beta = -1 an exact
+       tie goes to left. With beta > 0 left has probability sigmoid(beta * (left - right)).
+    4. With probability `eps_mistake` the sides are swapped.
+    5. Equal, when the returns differ by less than the equal threshold. For negative returns that is never.
+
+    It draws the same numbers as `SyntheticTeacher`.
+
+    Args:
+        name: Stored with each preference.
+        parameters: How it errs; `eps_skip` is a share of M here and not of the queries.
+    """
+
+    def __init__(self, name: str, parameters: TeacherParameters) -> None:
+        self.name = name
+        self.parameters = parameters
+
+    def answer(
+        self, queries: Sequence[Query], rng: np.random.Generator, returns: RecentReturns, feedback_session: int = 0
+    ) -> list[Choice]:
+        """Returns one choice for each query, in order.
+
+        Raises:
+            ValueError: The segments are not all of one length.
+        """
+        if not queries:
+            return []
+        rewards = _true_rewards(queries)
+        choice_draws, mistake_draws = rng.random((2, len(queries)))
+        sums = rewards.sum(axis=-1)
+        left_margins = _weighted_margins(rewards, self.parameters.gamma)
+        is_left = _prefers_left(left_margins, self.parameters.beta, choice_draws)
+        if self.parameters.beta == RATIONAL:
+            is_left |= left_margins == 0.0
+        is_left ^= mistake_draws < self.parameters.eps_mistake
+        skip_threshold, equal_threshold = self._thresholds(rewards.shape[-1], returns, feedback_session)
+        is_equal = np.abs(sums[:, 0] - sums[:, 1]) < equal_threshold
+        is_skip = (skip_threshold > 0.0) & (sums.max(axis=-1) <= skip_threshold)
+        words = np.select([is_skip, is_equal, is_left], [Choice.SKIP, Choice.EQUAL, Choice.LEFT], Choice.RIGHT)
+        return [Choice(word) for word in words]
+
+    def _thresholds(self, segment_length: int, returns: RecentReturns, feedback_session: int) -> tuple[float, float]:
+        """Returns the thresholds of skip and of equal."""
+        episode_returns, episode_lengths = returns
+        if len(episode_returns) == 0:
+            return 0.0, 0.0
+        margin = float(np.mean(episode_returns)) * (segment_length / float(np.mean(episode_lengths)))
+        power = 1 if feedback_session == 0 else 2
+        return margin * self.parameters.eps_skip**power, margin * self.parameters.eps_equal**power
+
+
+def _true_rewards(queries: Sequence[Query]) -> NDArray[np.float64]:
+    """Returns (N, 2, L) true rewards of left and right.
+
+    Raises:
+        ValueError: The segments are not all of one length.
+    """
+    return np.stack([[query.left.true_rewards, query.right.true_rewards] for query in queries], dtype=np.float64)
 
 
 def _weighted_margins(rewards: NDArray[np.float64], gamma: float) -> NDArray[np.float64]:

@@ -1,22 +1,39 @@
-"""What is learned: the reward ensemble, its fit to preferences, and the reward of unsupervised exploration."""
+"""What is learned: the reward ensemble, its fit to preferences, and the rewards of exploration."""
 
-from themis_ray.reward.ensemble import DEFAULT_NUM_EPOCHS, RewardConfig, RewardEnsemble, left_probabilities
-from themis_ray.reward.exploration import RunningStd, state_entropy_rewards
+from themis_ray.reward.calibration import ReliabilityCurve, expected_calibration_error, reliability_curve
+from themis_ray.reward.config import DEFAULT_NUM_EPOCHS, REWARD_MODELS, REWARD_PRESETS, RewardConfig
+from themis_ray.reward.ensemble import RewardEnsemble, left_probabilities
+from themis_ray.reward.exploration import RunningStd, disagreement_bonus, optimistic_rewards, state_entropy_rewards
+from themis_ray.reward.labels import UnlabelledPairs, unlabelled_pairs
 from themis_ray.reward.networks import EnsembleCNN, EnsembleMLP
-from themis_ray.reward.training import accuracy, ensemble_state, fit, load_ensemble_state, make_optimizer
+from themis_ray.reward.selection import accuracy
+from themis_ray.reward.state import ensemble_state, load_ensemble_state, make_optimizer
+from themis_ray.reward.training import fit
+from themis_ray.reward.watch import RewardWatch, WatchPoint
 
 __all__ = [
     "DEFAULT_NUM_EPOCHS",
+    "REWARD_MODELS",
+    "REWARD_PRESETS",
     "EnsembleCNN",
     "EnsembleMLP",
+    "ReliabilityCurve",
     "RewardConfig",
     "RewardEnsemble",
+    "RewardWatch",
     "RunningStd",
+    "UnlabelledPairs",
+    "WatchPoint",
     "accuracy",
+    "disagreement_bonus",
     "ensemble_state",
+    "expected_calibration_error",
     "fit",
     "left_probabilities",
     "load_ensemble_state",
     "make_optimizer",
+    "optimistic_rewards",
+    "reliability_curve",
     "state_entropy_rewards",
+    "unlabelled_pairs",
 ]

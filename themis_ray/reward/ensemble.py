@@ -6,45 +6,20 @@ import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
 from themis_ray.envs import ObservationKind
 from themis_ray.errors import ConfigError
+from themis_ray.reward.config import DEFAULT_NUM_EPOCHS, RewardConfig
+from themis_ray.reward.exploration import optimistic_rewards
 from themis_ray.reward.networks import GRID_LAYERS, IMAGE_LAYERS, EnsembleCNN, EnsembleMLP
 
 # Rows per forward pass of `predict`. On a CPU the activations of a chunk then stay in the second-level cache.
 _CHUNK_SIZES = {"vector": 1024, "grid": 512, "image": 128}
 _CHUNK_FACTOR_GPU = 32
 _GRID_SCALE = 0.1  # MiniGrid's object, colour and state numbers run from 0 to 10
-
-
-DEFAULT_NUM_EPOCHS = {"vector": 50, "grid": 50, "image": 10}
-
-
-class RewardConfig(BaseModel):
-    """How the reward ensemble is built and fitted; the defaults are B-Pref's but for num_epochs (200 there)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    ensemble_size: PositiveInt = Field(3, description="members of the reward ensemble")
-    hidden_sizes: tuple[PositiveInt, ...] = Field(
-        (256, 256, 256), min_length=1, description="units of each hidden layer of a member"
-    )
-    learning_rate: float = Field(3e-4, gt=0, description="Adam's step size")
-    batch_size: PositiveInt = Field(128, description="queries per gradient step")
-    num_epochs: PositiveInt | None = Field(
-        None, description="most passes over all preferences in one fit; None: 50, 10 for images"
-    )
-    target_accuracy: float = Field(
-        0.97, gt=0, le=1, description="a fit stops once the mean training accuracy over members is above this"
-    )
-    label_margin: float = Field(0.0, ge=0, lt=0.5, description="label of the better side is 1 minus this")
-    weight_decay: float = Field(0.0, ge=0, description="Adam's L2 penalty")
-    max_batch_bytes: PositiveInt = Field(
-        2**28, description="a gradient step that would hold more activations than this is split into micro-batches"
-    )
+_MIN_STD = 1e-6
 
 
 class Inputs(NamedTuple):
@@ -76,7 +51,15 @@ class RewardEnsemble(nn.Module):
     Discrete actions are one-hot, MultiDiscrete actions are concatenated one-hots, Box actions are flattened and
     clipped to [-1, 1], the range in which learners hand them over. Byte observations (Box from 0 to 255) are divided
     by 255, grids of bytes by 10; anything else is used as it is.
+
+    Its buffers are part of its state: `bonus`, what `normalize_on` found, and what the filter of wrong labels
+    remembers from fit to fit.
     """
+
+    reward_bonus: Tensor
+    reward_shift: Tensor
+    reward_scale: Tensor
+    filter_statistics: Tensor
 
     def __init__(
         self,
@@ -98,6 +81,9 @@ class RewardEnsemble(nn.Module):
         self.action_space = action_space
         self.num_epochs = config.num_epochs or DEFAULT_NUM_EPOCHS[observation_kind]
         self._chunk_size = _CHUNK_SIZES[observation_kind]
+        for name, value in (("reward_bonus", 0.0), ("reward_shift", 0.0), ("reward_scale", 1.0)):
+            self.register_buffer(name, torch.tensor(value))
+        self.register_buffer("filter_statistics", torch.tensor([0.0, 1.0, 0.0]))
         num_action_values = _num_action_values(action_space)
         generator = torch.Generator().manual_seed(seed)
         scale = _observation_scale(observation_space, observation_kind)
@@ -124,6 +110,15 @@ class RewardEnsemble(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+    @property
+    def bonus(self) -> float:
+        """How much of the std over members `predict` adds to their mean; 0 at first."""
+        return float(self.reward_bonus)
+
+    @bonus.setter
+    def bonus(self, value: float) -> None:
+        self.reward_bonus.fill_(value)
 
     @property
     def bytes_per_row(self) -> int:
@@ -161,9 +156,30 @@ class RewardEnsemble(nn.Module):
     def predict(
         self, observations: NDArray[Any], actions: NDArray[Any], chunk_size: int | None = None
     ) -> NDArray[np.float32]:
-        """Returns the predicted rewards (N,): the mean over members. Arguments as for `predict_members`."""
-        mean: NDArray[np.float32] = self.predict_members(observations, actions, chunk_size).mean(axis=0)
-        return mean
+        """Returns the predicted rewards (N,). Arguments as for `predict_members`.
+
+        reward = (mean + bonus * std - shift) / scale, with mean and std over members (`optimistic_rewards`), and
+        shift and scale from `normalize_on`. Without bonus and normalisation this is the mean.
+        """
+        rewards = optimistic_rewards(self.predict_members(observations, actions, chunk_size), self.bonus)
+        shift, scale = float(self.reward_shift), float(self.reward_scale)
+        return rewards if (shift, scale) == (0.0, 1.0) else (rewards - shift) / scale
+
+    def normalize_on(self, observations: NDArray[Any], actions: NDArray[Any]) -> None:
+        """Makes the mean over members have mean 0 and std 1 over these steps, in `predict` and nowhere else.
+
+        Rewards that do not differ by more than rounding are shifted and not scaled.
+
+        Args:
+            observations: (S, L, *observation_shape).
+            actions: (S, L, *action_shape).
+        """
+        flat_observations = observations.reshape(-1, *observations.shape[2:])
+        flat_actions = actions.reshape(-1, *actions.shape[2:])
+        rewards = self.predict_members(flat_observations, flat_actions).mean(axis=0, dtype=np.float64)
+        std = float(rewards.std())
+        self.reward_shift.fill_(float(rewards.mean()))
+        self.reward_scale.fill_(std if std > _MIN_STD else 1.0)
 
     @torch.inference_mode()
     def predict_members(

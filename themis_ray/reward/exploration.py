@@ -1,10 +1,12 @@
-"""Unsupervised exploration: an intrinsic reward for states far from all states seen (PEBBLE, Lee et al. 2021)."""
+"""Rewards for exploring: for states far from all seen (PEBBLE) and for steps that members disagree about (RUNE)."""
 
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from themis_ray.reward.config import RewardConfig
 
 _MAX_CHUNK_BYTES = 2**25
 
@@ -43,6 +45,22 @@ def state_entropy_rewards(
         neighbour = closeness.topk(rank, dim=1).indices[:, -1]
         rewards[rows] = (points - targets[neighbour]).norm(dim=1).numpy()
     return rewards
+
+
+def optimistic_rewards(member_rewards: NDArray[np.float32], bonus: float) -> NDArray[np.float32]:
+    """Returns mean + bonus * std over members, (N,) (RUNE, Liang et al. 2022, equation 3).
+
+    Args:
+        member_rewards: (K, N) predicted rewards.
+        bonus: beta_t, see `disagreement_bonus`. With 0 the std is not computed.
+    """
+    rewards: NDArray[np.float32] = member_rewards.mean(axis=0)
+    return rewards + bonus * member_rewards.std(axis=0) if bonus else rewards
+
+
+def disagreement_bonus(config: RewardConfig, num_env_steps: int) -> float:
+    """Returns beta_t = beta_0 * decay^t, t in env steps of the run (RUNE, with decay for its 1 - rho)."""
+    return float(config.disagreement_bonus * config.disagreement_bonus_decay**num_env_steps)
 
 
 class RunningStd:

@@ -5,6 +5,7 @@ from themis_ray.rllib.evaluation import deterministic_policy, evaluate, random_p
 from themis_ray.rllib.loop import PreferenceLoop
 from themis_ray.rllib.off_policy import PreferenceDQN, PreferenceSAC
 from themis_ray.rllib.ppo import PreferencePPO
+from themis_ray.rllib.reference import ReferencePolicy, open_reference
 from themis_ray.rllib.replay import ReplayBuffer, Transitions
 from themis_ray.rllib.reward_actor import RewardModel, RewardModelActor, RewardModelSpec
 from themis_ray.rllib.settings import (
@@ -23,6 +24,7 @@ __all__ = [
     "PreferenceLoop",
     "PreferencePPO",
     "PreferenceSAC",
+    "ReferencePolicy",
     "ReplayBuffer",
     "ResourceSettings",
     "RewardModel",
@@ -32,6 +34,7 @@ __all__ = [
     "build_algorithm_config",
     "deterministic_policy",
     "evaluate",
+    "open_reference",
     "random_policy",
     "resolve_algorithm",
 ]

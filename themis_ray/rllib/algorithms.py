@@ -66,6 +66,8 @@ def _replay_config(settings: LoopSettings, config: Any) -> Any:
 def _model_config(settings: LoopSettings) -> dict[str, Any]:
     algorithm = settings.algorithm
     model: dict[str, Any] = {"hidden_sizes": list(required(algorithm.hidden_sizes))}
+    if algorithm.reference is not None:
+        model["has_reference"] = True
     if algorithm.name != "ppo":
         model["num_seed_steps"] = settings.exploration.num_seed_steps
     if algorithm.name == "sac":
@@ -123,4 +125,5 @@ def build_algorithm_config(settings: LoopSettings, dataset_path: Path | None = N
     config.debugging(seed=settings.seed, log_level="ERROR")
     config.loop_settings = settings.model_dump(include=set(LoopSettings.model_fields))
     config.dataset_path = None if dataset_path is None else str(dataset_path)
+    config.kl_coefficient = algorithm.kl_coefficient or 0.0
     return config

@@ -6,7 +6,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import torch
 from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
@@ -18,21 +20,41 @@ from ray.rllib.utils.metrics import (
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 
 from themis_ray.envs import EnvSpec, get_env_spec
+from themis_ray.errors import CheckpointError
+from themis_ray.randomness import RandomStreams, seed_python
 from themis_ray.rllib.episodes import to_chunk
 from themis_ray.rllib.loop import COMPONENT_PREFERENCE_LOOP, PreferenceLoop
+from themis_ray.rllib.modules import start_from_reference
+from themis_ray.rllib.reference import open_reference
 from themis_ray.rllib.replay import ReplayBuffer
 from themis_ray.rllib.reward_actor import RewardModel, RewardModelSpec
 from themis_ray.rllib.settings import LoopSettings
 
-__all__ = ["NUM_REFERENCE_OBSERVATIONS", "PreferenceAlgorithm"]
+__all__ = ["NUM_REFERENCE_OBSERVATIONS", "PreferenceAlgorithm", "PreferenceConfig"]
 
 NUM_REFERENCE_OBSERVATIONS = 512
 
 
-class PreferenceAlgorithm(Algorithm):
-    """What the learners share: building, saving and ending the preference loop. Mixed in before an RLlib Algorithm."""
+class PreferenceConfig:
+    """What the learners' configurations hold beside RLlib's own. Mixed in before an RLlib configuration."""
 
+    def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
+        super().__init__(algo_class)  # type: ignore[call-arg]
+        self.loop_settings: dict[str, Any] = {}
+        self.dataset_path: str | None = None
+        self.kl_coefficient = 0.0
+
+
+class PreferenceAlgorithm(Algorithm):
+    """What the learners share: building, saving and ending the preference loop. Mixed in before an RLlib Algorithm.
+
+    Attributes:
+        is_pretraining: Whether the run ends with exploration; what follows is left to the runs that start from it.
+    """
+
+    is_pretraining = False
     _loop: PreferenceLoop | None = None
+    _needs_reference = False
 
     @property
     def loop(self) -> PreferenceLoop:
@@ -72,6 +94,7 @@ class PreferenceAlgorithm(Algorithm):
             )
         dataset_path = Path(self.config.dataset_path or self.logdir)
         self._loop = PreferenceLoop(settings, spec, dataset_path, reward_model, self._make_replay(settings, spec))
+        self._needs_reference = settings.algorithm.reference is not None
 
     def _make_replay(self, settings: LoopSettings, spec: EnvSpec) -> ReplayBuffer | None:
         """Return where experience is kept between updates; on-policy learners keep none."""
@@ -80,6 +103,62 @@ class PreferenceAlgorithm(Algorithm):
 
     def _settle(self) -> None:
         """Finish what is under way, before the state is read."""
+
+    def _hold_session_if_due(self, start_step: int) -> bool:
+        """Hold a feedback session if one is due, with what it changes for this learner; tell whether one was held.
+
+        Args:
+            start_step: Env steps before the round that has just been sampled.
+        """
+        del start_step
+        return self.loop.hold_session_if_due(self.env_steps)
+
+    def start_from_reference(self) -> None:
+        """Start the policy from the weights of `algorithm.reference`, once; a restored algorithm has its own.
+
+        Raises:
+            CheckpointError: As in `open_reference`.
+            ConfigError: As in `open_reference`.
+        """
+        if not self._needs_reference:
+            return
+        weights = open_reference(self.settings, self.loop.spec).weights
+        self.learner_group.foreach_learner(
+            lambda learner: start_from_reference(learner.module[DEFAULT_MODULE_ID].unwrapped(), weights)
+        )
+        self._needs_reference = False
+        self._sync_weights()
+
+    def start_from_snapshot(self, path: Path, seed: int) -> None:
+        """Take over what a pretraining run learned and saw, start fresh episodes, and hold the first session.
+
+        Everything after is drawn from this run's own seed. With the snapshot's seed the random streams go on where
+        they were, as if the pretraining run had not stopped.
+
+        Args:
+            path: RLlib's checkpoint in the snapshot.
+            seed: The snapshot's seed.
+
+        Raises:
+            CheckpointError: The checkpoint cannot be read.
+        """
+        try:
+            self.restore_from_path(str(path.resolve()))
+        except Exception as error:
+            raise CheckpointError(
+                f"{path} cannot be read ({type(error).__name__}: {error}). Make the snapshot anew with themis pretrain."
+            ) from error
+        own_seed, timesteps = self.settings.seed, self._timesteps()
+        if seed != own_seed:
+            self.loop.streams = RandomStreams(own_seed)
+            seed_python(own_seed)
+            torch.manual_seed(own_seed)
+        self.loop.num_snapshot_env_steps = self.env_steps
+        # RLlib restores the learning rates with the optimisers; this puts back the run's own.
+        self.learner_group.foreach_learner(lambda learner: learner.after_gradient_based_update(timesteps=timesteps))
+        self.reset_environments()
+        self._hold_session_if_due(start_step=0)
+        self.loop.look_if_due(self.env_steps)
 
     @property
     def env_steps(self) -> int:
@@ -101,6 +180,7 @@ class PreferenceAlgorithm(Algorithm):
 
     def _sample_round(self) -> list[Any]:
         """Step every environment for one fragment; return the episode pieces, which the pool has seen."""
+        self.start_from_reference()
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             episodes, results = synchronous_parallel_sample(
                 worker_set=self.env_runner_group,
@@ -122,6 +202,12 @@ class PreferenceAlgorithm(Algorithm):
         with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
             self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
 
+    def step(self) -> Any:
+        """Run one iteration of RLlib's and look at the reward model when that is due."""
+        result = super().step()
+        self.loop.look_if_due(self.env_steps)
+        return result
+
     def get_checkpointable_components(self) -> list[tuple[str, Any]]:
         """Return RLlib's components and the loop, which is not there yet when RLlib's own set-up asks."""
         components = super().get_checkpointable_components()
@@ -138,6 +224,7 @@ class PreferenceAlgorithm(Algorithm):
     def set_state(self, state: Any) -> None:
         """Restore RLlib's state, then the loop's."""
         super().set_state(state)
+        self._needs_reference = False
         if COMPONENT_PREFERENCE_LOOP in state:
             self.loop.set_state(state[COMPONENT_PREFERENCE_LOOP])
 

@@ -1,12 +1,18 @@
-"""The RLlib Learner of the off-policy algorithms: it runs all updates that a sampling round owes in one call."""
+"""The RLlib Learners.
+
+That of SAC and DQN runs all updates that a sampling round owes in one call; that of PPO can keep the policy near a
+reference.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
@@ -14,9 +20,9 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch
 from torch.optim import Adam
 
 from themis_ray.rllib.modules import DQNModule, SACModule
-from themis_ray.rllib.updates import ReplayBatch, dqn_update, sac_update
+from themis_ray.rllib.updates import ReplayBatch, dqn_update, policy_kl, sac_update
 
-__all__ = ["ReplayLearner"]
+__all__ = ["PolicyLearner", "ReplayLearner"]
 
 
 def target_entropy(action_space: gym.Space[Any]) -> float:
@@ -24,6 +30,33 @@ def target_entropy(action_space: gym.Space[Any]) -> float:
     if isinstance(action_space, gym.spaces.Discrete):
         return 0.89 * float(np.log(action_space.n))
     return -float(np.prod(action_space.shape or (1,)))
+
+
+class PolicyLearner(PPOTorchLearner):
+    """PPO's learner, which keeps the policy near a reference where the module has one.
+
+    loss = PPO's loss + c mean over the batch of KL(pi(.|s) || pi_ref(.|s))
+    """
+
+    def get_parameters(self, module: Any) -> Sequence[torch.nn.Parameter]:
+        """Return what the optimiser steps: everything but the frozen reference."""
+        return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+    def compute_loss_for_module(self, *, module_id: str, config: Any, batch: Any, fwd_out: Any) -> torch.Tensor:
+        """Return PPO's loss, with the divergence from the reference added."""
+        loss: torch.Tensor = super().compute_loss_for_module(
+            module_id=module_id, config=config, batch=batch, fwd_out=fwd_out
+        )
+        module = self.module[module_id].unwrapped()
+        if module.reference is None:
+            return loss
+        inputs, reference_inputs = fwd_out[Columns.ACTION_DIST_INPUTS], module.reference(batch[Columns.OBS])
+        divergence = policy_kl(inputs, reference_inputs, module.action_space)
+        if Columns.LOSS_MASK in batch:
+            divergence = divergence[batch[Columns.LOSS_MASK]]
+        self.metrics.log_value((module_id, "kl_to_reference"), divergence.detach().mean(), window=1)
+        total: torch.Tensor = loss + config.kl_coefficient * divergence.mean()
+        return total
 
 
 class ReplayLearner(TorchLearner):
@@ -62,6 +95,7 @@ class ReplayLearner(TorchLearner):
 
     def reset_critics(self) -> None:
         """Draw new critics and forget the moments that Adam kept of the old ones; the policy stays."""
+        self._weights_seq_no += 1  # An env runner takes weights only when they are newer than its own.
         self.module[DEFAULT_MODULE_ID].reset_critics()
         self._optimizers()["critic"].state.clear()
 
@@ -99,7 +133,7 @@ class ReplayLearner(TorchLearner):
                 losses = dqn_update(module, optimizers, minibatch, gamma, tau)
             else:
                 entropy = target_entropy(module.action_space)
-                losses = sac_update(module, optimizers, minibatch, gamma, tau, entropy)
+                losses = sac_update(module, optimizers, minibatch, gamma, tau, entropy, self.config.kl_coefficient)
         for name, value in losses.items():
             self.metrics.log_value((DEFAULT_MODULE_ID, name), float(value), window=1)
         self.metrics.log_value((DEFAULT_MODULE_ID, "num_updates_lifetime"), num_rows // size, reduce="lifetime_sum")

@@ -20,17 +20,27 @@ import torch
 from numpy.typing import NDArray
 from ray.rllib.utils.checkpoints import Checkpointable
 
-from themis_ray.data import EpisodePool, Preference, PreferenceDataset, Query
+from themis_ray.data import Choice, EpisodePool, Preference, PreferenceDataset, Query, Segment
 from themis_ray.envs import EnvSpec
 from themis_ray.feedback import (
     SAMPLERS,
-    Candidates,
+    choose_queries,
+    disagreement,
     make_teacher,
     queries_due,
     session_plan,
 )
 from themis_ray.randomness import RandomStreams
-from themis_ray.reward import RunningStd, left_probabilities, state_entropy_rewards
+from themis_ray.reward import (
+    RewardWatch,
+    RunningStd,
+    UnlabelledPairs,
+    WatchPoint,
+    disagreement_bonus,
+    left_probabilities,
+    state_entropy_rewards,
+    unlabelled_pairs,
+)
 from themis_ray.rllib.replay import ReplayBuffer
 from themis_ray.rllib.reward_actor import PendingPrediction, RewardModel
 from themis_ray.rllib.settings import LoopSettings
@@ -43,8 +53,12 @@ COMPONENT_PREFERENCE_LOOP = "preference_loop"
 Phase = Literal["seed", "exploration", "preference"]
 
 POOL_NUM_ENV_STEPS = 50_000
+SEGMENT_CHUNK_BYTES = 2**26
 NUM_PREDICTED_RETURNS = 10
 NUM_HELDOUT_PAIRS = {"vector": 100, "grid": 100, "image": 20}
+NUM_LOOKS = 20
+MIN_MARGIN = 1e-6
+NUM_LOOK_PAIRS = {"vector": 50, "grid": 50, "image": 10}
 
 
 class PreferenceLoop(Checkpointable):
@@ -74,9 +88,12 @@ class PreferenceLoop(Checkpointable):
         self.pool = EpisodePool(settings.env.id, POOL_NUM_ENV_STEPS)
         self.dataset = PreferenceDataset(dataset_path)
         self.info: dict[str, float] = {}
-        self._teacher = make_teacher(settings.teacher)
+        self._teacher = make_teacher(settings.teacher, settings.env, dataset_path / "judge_answers.jsonl")
         self._intrinsic_std = RunningStd()
+        self.watch = RewardWatch()
+        self._num_looks = 0
         self.num_updates_owed = 0.0
+        self.num_snapshot_env_steps = 0
         self._num_fitted_queries = 0
         self._predicted_returns: dict[str, float] = {}
         self._finished_predicted_returns: deque[float] = deque(maxlen=NUM_PREDICTED_RETURNS)
@@ -158,11 +175,22 @@ class PreferenceLoop(Checkpointable):
         if self.dataset.num_preferences == 0:
             return False
         info = self.reward_model.fit(
-            self.dataset.labelled_pairs(self.settings.reward.label_margin), self.streams.draw_seed("fit")
+            self.dataset.labelled_pairs(self.settings.reward.label_margin),
+            self.streams.draw_seed("fit"),
+            bonus=disagreement_bonus(self.settings.reward, env_step),
+            unlabelled=self._unlabelled_pairs(),
         )
-        self.info = {f"fit_{name}": value for name, value in info.items()}
+        self.info |= {f"fit_{name}": value for name, value in info.items()}
         self.info.update(self.measure_reward())
         return True
+
+    def _unlabelled_pairs(self) -> UnlabelledPairs | None:
+        """Draw pairs for pseudo-labels from the pool; None when they are off or the pool holds too little."""
+        config = self.settings.reward
+        if config.pseudo_label_threshold is None or self.pool.num_starts(self._segment_length) < 2:
+            return None
+        num_pairs = config.pseudo_labels_per_label * self.dataset.num_preferences
+        return unlabelled_pairs(self.pool.sample_queries(num_pairs, self._segment_length, self.streams["unlabelled"]))
 
     @property
     def _segment_length(self) -> int:
@@ -174,9 +202,9 @@ class PreferenceLoop(Checkpointable):
         queries = self._choose_queries(num_queries)
         asked_at = datetime.now(UTC)
         returns, lengths = self.pool.recent_returns()
-        choices = self._teacher.answer(queries, self.streams["teacher"], (returns, lengths))
-        answered_at = datetime.now(UTC)
         last = self.dataset.preferences[-1].feedback_session if self.dataset.num_queries else -1
+        choices = self._teacher.answer(queries, self.streams["teacher"], (returns, lengths), last + 1)
+        answered_at = datetime.now(UTC)
         self.dataset.append(
             queries,
             [
@@ -196,22 +224,49 @@ class PreferenceLoop(Checkpointable):
         )
 
     def _choose_queries(self, num_queries: int) -> list[Query]:
-        """Draw candidates and let the sampler pick; the first session is uniform, for want of a fitted ensemble."""
-        feedback = self.settings.feedback
-        sampler = feedback.sampler if self.has_fitted_reward else "uniform"
-        rng = self.streams["sampler"]
-        if sampler == "uniform":
-            return self.pool.sample_queries(num_queries, self._segment_length, rng)
-        num_candidates = num_queries * feedback.candidates_per_query
-        queries = self.pool.sample_queries(num_candidates, self._segment_length, rng)
-        left, right = (self._segment_returns([getattr(query, side) for query in queries]) for side in ("left", "right"))
-        candidates = Candidates(left_probabilities=left_probabilities(left, right))
-        return [queries[i] for i in SAMPLERS[sampler](candidates, num_queries, rng)]
+        """Draw candidates and let the sampler pick; one that needs a fitted ensemble is uniform until there is one."""
+        feedback, rng = self.settings.feedback, self.streams["sampler"]
+        sampler = SAMPLERS[feedback.sampler]
+        if sampler.needs_model and not self.has_fitted_reward:
+            sampler = SAMPLERS["uniform"]
+        is_drawn = not (sampler.needs_model or sampler.needs_embeddings)
+        queries = self.pool.sample_queries(
+            num_queries if is_drawn else num_queries * feedback.candidates_per_query,
+            self._segment_length,
+            rng,
+            feedback.newest_num_episodes if sampler.newest_only else None,
+        )
+        if is_drawn:
+            return queries
+        return choose_queries(
+            sampler,
+            queries,
+            num_queries,
+            rng,
+            labelled=self._labelled_queries(),
+            observation_kind=self.spec.observation_kind,
+            predict_returns=self._segment_returns,
+        )
 
-    def _segment_returns(self, segments: Sequence[Any]) -> NDArray[np.float32]:
+    def _labelled_queries(self) -> list[Query]:
+        return [
+            Query(self.dataset.segment(preference.left_id), self.dataset.segment(preference.right_id))
+            for preference in self.dataset.preferences
+            if preference.choice is not Choice.SKIP
+        ]
+
+    def _segment_returns(self, segments: Sequence[Segment]) -> NDArray[np.float32]:
+        """Return (K, S) predicted returns; frames of many segments are sent in parts."""
         assert self.reward_model is not None
-        observations = np.stack([segment.observations for segment in segments])
-        return self.reward_model.segment_returns(observations, np.stack([segment.actions for segment in segments]))
+        size = max(1, SEGMENT_CHUNK_BYTES // segments[0].observations.nbytes)
+        chunks = [segments[start : start + size] for start in range(0, len(segments), size)]
+        returns = [
+            self.reward_model.segment_returns(
+                np.stack([segment.observations for segment in chunk]), np.stack([segment.actions for segment in chunk])
+            )
+            for chunk in chunks
+        ]
+        return np.concatenate(returns, axis=1)
 
     def measure_reward(self) -> dict[str, float]:
         """Compare the reward model with the true reward on fresh pairs that no teacher was asked about.
@@ -232,12 +287,48 @@ class PreferenceLoop(Checkpointable):
         true = np.concatenate([segment.true_rewards for segment in segments])
         predicted_returns, true_returns = (x.reshape(num_pairs, 2, -1).sum(-1) for x in (predicted, true))
         margin = true_returns[:, 0] - true_returns[:, 1]
-        is_told_apart = np.abs(margin) > 1e-6
+        is_told_apart = np.abs(margin) > MIN_MARGIN
         agrees = (margin > 0) == (predicted_returns[:, 0] > predicted_returns[:, 1])
         can_correlate = true.std() > 1e-8 and predicted.std() > 1e-8
         return {
             "heldout_accuracy": float(agrees[is_told_apart].mean()) if is_told_apart.any() else float("nan"),
             "reward_correlation": float(np.corrcoef(predicted, true)[0, 1]) if can_correlate else float("nan"),
+        }
+
+    def look_if_due(self, env_step: int) -> None:
+        """Measure the reward model on the current policy, twenty times a run, and warn when it seems exploited.
+
+        Fresh queries about the newest episodes are put to nobody: `fresh_accuracy` compares with their true returns.
+        """
+        num_due = NUM_LOOKS * env_step // self.settings.num_env_steps
+        if num_due <= self._num_looks or not self.has_fitted_reward:
+            return
+        self._num_looks = num_due
+        queries = self.pool.sample_queries(
+            NUM_LOOK_PAIRS[self.spec.observation_kind],
+            self._segment_length,
+            self.streams["watch"],
+            self.settings.feedback.newest_num_episodes,
+        )
+        left, right = (self._segment_returns([getattr(query, side) for query in queries]) for side in ("left", "right"))
+        margins = np.array([query.left.true_return - query.right.true_return for query in queries])
+        is_told_apart = np.abs(margins) > MIN_MARGIN
+        agrees = (margins > 0) == (left.mean(axis=0) > right.mean(axis=0))
+        true_returns, _ = self.pool.recent_returns()
+        point = WatchPoint(
+            num_env_steps=env_step,
+            predicted_return=self.predicted_return_mean,
+            true_return=float(true_returns.mean()) if len(true_returns) else float("nan"),
+            fresh_accuracy=float(agrees[is_told_apart].mean()) if is_told_apart.any() else float("nan"),
+            disagreement=float(disagreement(left_probabilities(left, right)).mean()),
+        )
+        evidence = self.watch.add(point)
+        if evidence is not None:
+            logger.warning("%s", evidence)
+        self.info |= {
+            "fresh_accuracy": point.fresh_accuracy,
+            "policy_disagreement": point.disagreement,
+            "growth_ratio": self.watch.growth_ratio,
         }
 
     # ---------------------------------------------------------------- state
@@ -257,7 +348,9 @@ class PreferenceLoop(Checkpointable):
             "num_fitted_queries": self._num_fitted_queries,
             "intrinsic_std": self._intrinsic_std.get_state(),
             "info": dict(self.info),
+            "watch": (self.watch.get_state(), self._num_looks),
             "num_updates_owed": self.num_updates_owed,
+            "num_snapshot_env_steps": self.num_snapshot_env_steps,
             "predicted_returns": (dict(self._predicted_returns), list(self._finished_predicted_returns)),
             "reward_model": None if self.reward_model is None else self.reward_model.state,
             "replay": None if self.replay is None else self.replay.get_state(),
@@ -272,7 +365,10 @@ class PreferenceLoop(Checkpointable):
         self._num_fitted_queries = state["num_fitted_queries"]
         self._intrinsic_std.set_state(state["intrinsic_std"])
         self.info = dict(state["info"])
+        watch, self._num_looks = state["watch"]
+        self.watch.set_state(watch)
         self.num_updates_owed = state["num_updates_owed"]
+        self.num_snapshot_env_steps = state.get("num_snapshot_env_steps", 0)
         self._predicted_returns = dict(state["predicted_returns"][0])
         self._finished_predicted_returns.clear()
         self._finished_predicted_returns.extend(state["predicted_returns"][1])

@@ -5,7 +5,8 @@ uint8 observations stay uint8 in episodes, replay and transfers and become float
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 
 from themis_ray.envs import infer_observation_kind
 
-__all__ = ["DQNModule", "Encoder", "PPOModule", "SACModule"]
+__all__ = ["DQNModule", "Encoder", "FrozenPolicy", "PPOModule", "SACModule", "start_from_reference"]
 
 LOG_STD_RANGE = (-20.0, 2.0)
+POLICY_PARTS = ("pi_encoder.", "pi.", "log_std")
 
 
 def _conv_layers(kind: str, channels: int) -> nn.Sequential:
@@ -83,6 +85,39 @@ class Encoder(nn.Module):
         return self.layers(x)  # type: ignore[no-any-return]
 
 
+class FrozenPolicy(nn.Module):
+    """A copy of a policy's layers that is saved with its module and never trained.
+
+    Args:
+        encoder: Observations to features.
+        head: Features to the numbers that a distribution is made of.
+        log_std: (A,) log standard deviations that do not depend on the observation; None where the head gives them.
+    """
+
+    log_std: Tensor | None
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, log_std: Tensor | None = None) -> None:
+        super().__init__()
+        self.encoder, self.head = copy.deepcopy(encoder), copy.deepcopy(head)
+        self.register_buffer("log_std", None if log_std is None else log_std.detach().clone())
+        self.requires_grad_(False)
+
+    def take(self, encoder: nn.Module, head: nn.Module, log_std: Tensor | None = None) -> None:
+        """Become a copy of other layers of the same shapes."""
+        self.encoder.load_state_dict(encoder.state_dict())
+        self.head.load_state_dict(head.state_dict())
+        if self.log_std is not None and log_std is not None:
+            self.log_std.copy_(log_std.detach())
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Map (N, *observation_shape) to the inputs of a distribution, as the policy itself does."""
+        return _with_log_std(self.head(self.encoder(observations)), self.log_std)
+
+
+def _with_log_std(outputs: Tensor, log_std: Tensor | None) -> Tensor:
+    return outputs if log_std is None else torch.cat([outputs, log_std.expand_as(outputs)], dim=-1)
+
+
 def _orthogonal(layer: nn.Linear, gain: float) -> nn.Linear:
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
@@ -93,12 +128,14 @@ class PPOModule(TorchRLModule, ValueFunctionAPI):
     """Policy and value function with an encoder each (shared for images), for Discrete, MultiDiscrete and Box."""
 
     def setup(self) -> None:
-        """Build the networks from `model_config["hidden_sizes"]`."""
+        """Build the networks from `model_config`: hidden_sizes, and has_reference for a frozen policy to stay near."""
         hidden_sizes = self.model_config["hidden_sizes"]
         self.pi_encoder = Encoder(self.observation_space, hidden_sizes, activation=nn.Tanh)
         self.is_shared = self.pi_encoder.kind == "image"
         if not self.is_shared:
             self.vf_encoder = Encoder(self.observation_space, hidden_sizes, activation=nn.Tanh)
+        self.log_std: nn.Parameter | None = None
+        self.reference: FrozenPolicy | None = None
         space = self.action_space
         if isinstance(space, gym.spaces.Discrete):
             num_outputs = int(space.n)
@@ -112,12 +149,12 @@ class PPOModule(TorchRLModule, ValueFunctionAPI):
             self.log_std = nn.Parameter(torch.zeros(num_outputs))
         self.pi = _orthogonal(nn.Linear(self.pi_encoder.output_size, num_outputs), 0.01)
         self.vf = _orthogonal(nn.Linear(self.pi_encoder.output_size, 1), 1.0)
+        if self.model_config.get("has_reference"):
+            self.reference = FrozenPolicy(self.pi_encoder, self.pi, self.log_std)
 
     def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
-        logits = self.pi(self.pi_encoder(batch[Columns.OBS]))
-        if isinstance(self.action_space, gym.spaces.Box):
-            logits = torch.cat([logits, self.log_std.expand_as(logits)], dim=-1)
-        return {Columns.ACTION_DIST_INPUTS: logits}
+        outputs = self.pi(self.pi_encoder(batch[Columns.OBS]))
+        return {Columns.ACTION_DIST_INPUTS: _with_log_std(outputs, self.log_std)}
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
         """Return V(s), shape (N,)."""
@@ -134,7 +171,7 @@ class SACModule(TorchRLModule, InferenceOnlyAPI):
     """
 
     def setup(self) -> None:
-        """Build the networks from `model_config`: hidden_sizes, num_seed_steps, initial_alpha."""
+        """Build the networks from `model_config`: hidden_sizes, num_seed_steps, initial_alpha, has_reference."""
         hidden_sizes = self.model_config["hidden_sizes"]
         self.is_continuous = isinstance(self.action_space, gym.spaces.Box)
         if self.is_continuous:
@@ -144,12 +181,15 @@ class SACModule(TorchRLModule, InferenceOnlyAPI):
         num_outputs = 2 * self.action_size if self.is_continuous else self.action_size
         self.pi_encoder = Encoder(self.observation_space, hidden_sizes)
         self.pi = nn.Linear(self.pi_encoder.output_size, num_outputs)
+        self.reference: FrozenPolicy | None = None
         if not self.inference_only:
             self.critics = nn.ModuleList(self._critic() for _ in range(2))
             self.target_critics = nn.ModuleList(self._critic() for _ in range(2))
             self.target_critics.load_state_dict(self.critics.state_dict())
             self.target_critics.requires_grad_(False)
             self.log_alpha = nn.Parameter(torch.tensor(float(np.log(self.model_config["initial_alpha"]))))
+            if self.model_config.get("has_reference"):
+                self.reference = FrozenPolicy(self.pi_encoder, self.pi)
 
     def _critic(self) -> nn.Module:
         encoder = Encoder(
@@ -160,7 +200,7 @@ class SACModule(TorchRLModule, InferenceOnlyAPI):
 
     def get_non_inference_attributes(self) -> list[str]:
         """Name what an env runner does not need."""
-        return ["critics", "target_critics", "log_alpha"]
+        return ["critics", "target_critics", "log_alpha", "reference"]
 
     def reset_critics(self) -> None:
         """Draw new critics and copy them to the targets; the policy stays (PEBBLE, Lee et al. 2021)."""
@@ -171,7 +211,16 @@ class SACModule(TorchRLModule, InferenceOnlyAPI):
 
     def policy(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log standard deviation before squashing, each (N, action_size). Box actions only."""
-        mean, log_std = self.pi(self.pi_encoder(observations)).chunk(2, dim=-1)
+        return self._split(self.pi(self.pi_encoder(observations)))
+
+    def reference_policy(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `policy` returns, of the frozen reference. Box actions only."""
+        assert self.reference is not None
+        return self._split(self.reference(observations))
+
+    @staticmethod
+    def _split(outputs: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = outputs.chunk(2, dim=-1)
         return mean, log_std.clamp(*LOG_STD_RANGE)
 
     def _forward_inference(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
@@ -248,3 +297,17 @@ class DQNModule(TorchRLModule, InferenceOnlyAPI):
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         return self._forward_inference(batch, **kwargs)
+
+
+def start_from_reference(module: PPOModule | SACModule, weights: Mapping[str, Any]) -> None:
+    """Copy a policy's weights into a module's policy and into its frozen reference; values and critics stay.
+
+    Args:
+        module: Built with has_reference.
+        weights: Arrays by parameter name, of a module of the same class and sizes.
+    """
+    assert module.reference is not None
+    policy = {name: torch.as_tensor(array) for name, array in weights.items() if name.startswith(POLICY_PARTS)}
+    module.load_state_dict({**module.state_dict(), **policy})
+    log_std = module.log_std if isinstance(module, PPOModule) else None
+    module.reference.take(module.pi_encoder, module.pi, log_std)

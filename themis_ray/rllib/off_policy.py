@@ -15,7 +15,7 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMERS
 
 from themis_ray.envs import EnvSpec
-from themis_ray.rllib.base import NUM_REFERENCE_OBSERVATIONS, PreferenceAlgorithm
+from themis_ray.rllib.base import NUM_REFERENCE_OBSERVATIONS, PreferenceAlgorithm, PreferenceConfig
 from themis_ray.rllib.episodes import to_transitions
 from themis_ray.rllib.learners import ReplayLearner
 from themis_ray.rllib.replay import ReplayBuffer, Transitions
@@ -41,9 +41,12 @@ class ReplayAlgorithm(PreferenceAlgorithm):
         return self.loop.replay
 
     def training_step(self) -> None:
-        """Sample a round while the last one's prediction is made, hold a session if one is due, run owed updates."""
-        loop = self.loop
-        start_step = self.env_steps
+        """Sample a round while the last one's prediction is made, hold a session if one is due, run owed updates.
+
+        The updates of exploration come before the session: it may draw new critics, which exploration must not teach.
+        """
+        loop, start_step = self.loop, self.env_steps
+        phase = loop.phase(start_step)
         episodes = self._sample_round()
         self._settle()
         transitions = to_transitions(episodes)
@@ -51,23 +54,25 @@ class ReplayAlgorithm(PreferenceAlgorithm):
         if loop.has_fitted_reward:
             pending = loop.predict_later(transitions.observations, transitions.actions)
         self._pending = (episodes, transitions, pending)
+        if phase == "exploration":
+            self._run_owed_updates(len(transitions), is_exploring=True)
+        self._hold_session_if_due(start_step)
+        if phase == "preference" and (loop.has_fitted_reward or not loop.settings.learn_reward):
+            self._run_owed_updates(len(transitions), is_exploring=False)
+
+    def _hold_session_if_due(self, start_step: int) -> bool:
+        loop = self.loop
         was_fitted = loop.has_fitted_reward
         if loop.hold_session_if_due(self.env_steps):
             self._settle()
             self.replay.relabel(loop.predict)
             if not was_fitted:
                 self._reset_critics()
-        elif not loop.settings.learn_reward and start_step < loop.num_steps_before_feedback <= self.env_steps:
+            return True
+        has_explored = start_step < loop.num_steps_before_feedback <= self.env_steps
+        if has_explored and not loop.settings.learn_reward and not self.is_pretraining:
             self._reset_critics()
-        phase = loop.phase(start_step)
-        is_paid = phase == "exploration" or loop.has_fitted_reward or not loop.settings.learn_reward
-        if phase == "seed" or not is_paid or self.replay.size == 0:
-            return
-        loop.num_updates_owed += len(transitions) * required(loop.settings.algorithm.updates_per_env_step)
-        num_updates, loop.num_updates_owed = divmod(loop.num_updates_owed, 1)
-        if num_updates:
-            self._update(int(num_updates), is_exploring=phase == "exploration")
-            self._sync_weights()
+        return False
 
     def _settle(self) -> None:
         """Wait for the last round's prediction and store its transitions."""
@@ -85,6 +90,17 @@ class ReplayAlgorithm(PreferenceAlgorithm):
         """Forget the values that exploration's rewards taught; the policy stays (PEBBLE)."""
         if self.loop.num_steps_before_feedback > self.loop.num_seed_steps:
             self.learner_group.foreach_learner(lambda learner: learner.reset_critics())
+            self._sync_weights()
+
+    def _run_owed_updates(self, num_new_steps: int, *, is_exploring: bool) -> None:
+        loop = self.loop
+        if self.replay.size == 0:
+            return
+        loop.num_updates_owed += num_new_steps * required(loop.settings.algorithm.updates_per_env_step)
+        num_updates, loop.num_updates_owed = divmod(loop.num_updates_owed, 1)
+        if num_updates:
+            self._update(int(num_updates), is_exploring=is_exploring)
+            self._sync_weights()
 
     def _update(self, num_updates: int, *, is_exploring: bool) -> None:
         loop, size = self.loop, self.config.train_batch_size_per_learner
@@ -108,6 +124,14 @@ class ReplayAlgorithm(PreferenceAlgorithm):
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
 
 
+class ReplayConfig(PreferenceConfig):
+    """What the configurations of SAC and DQN share."""
+
+    def get_default_learner_class(self) -> Any:
+        """Return the learner that runs a round's updates in one call."""
+        return ReplayLearner
+
+
 class PreferenceSAC(ReplayAlgorithm, SAC):
     """Soft actor-critic for Box and Discrete actions, paid in predicted reward."""
 
@@ -117,17 +141,11 @@ class PreferenceSAC(ReplayAlgorithm, SAC):
         return PreferenceSACConfig()
 
 
-class PreferenceSACConfig(SACConfig):
+class PreferenceSACConfig(ReplayConfig, SACConfig):
     """SACConfig with the loop's settings and our learner."""
 
     def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
         super().__init__(algo_class or PreferenceSAC)
-        self.loop_settings: dict[str, Any] = {}
-        self.dataset_path: str | None = None
-
-    def get_default_learner_class(self) -> Any:
-        """Return the learner that runs a round's updates in one call."""
-        return ReplayLearner
 
 
 class PreferenceDQN(ReplayAlgorithm, DQN):
@@ -139,14 +157,8 @@ class PreferenceDQN(ReplayAlgorithm, DQN):
         return PreferenceDQNConfig()
 
 
-class PreferenceDQNConfig(DQNConfig):
+class PreferenceDQNConfig(ReplayConfig, DQNConfig):
     """DQNConfig with the loop's settings and our learner."""
 
     def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
         super().__init__(algo_class or PreferenceDQN)
-        self.loop_settings: dict[str, Any] = {}
-        self.dataset_path: str | None = None
-
-    def get_default_learner_class(self) -> Any:
-        """Return the learner that runs a round's updates in one call."""
-        return ReplayLearner

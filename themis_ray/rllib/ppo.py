@@ -13,9 +13,10 @@ from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from ray.rllib.connectors.common.numpy_to_tensor import NumpyToTensor
 from ray.rllib.utils.metrics import LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMERS
 
-from themis_ray.rllib.base import NUM_REFERENCE_OBSERVATIONS, PreferenceAlgorithm
+from themis_ray.rllib.base import NUM_REFERENCE_OBSERVATIONS, PreferenceAlgorithm, PreferenceConfig
 from themis_ray.rllib.connectors import PREDICTED_REWARDS, PayPredictedRewards
 from themis_ray.rllib.episodes import attach_column, to_transitions
+from themis_ray.rllib.learners import PolicyLearner
 from themis_ray.rllib.reward_actor import PendingPrediction
 
 __all__ = ["PreferencePPO", "PreferencePPOConfig"]
@@ -30,31 +31,45 @@ class PreferencePPO(PreferenceAlgorithm, PPO):
         return PreferencePPOConfig()
 
     def training_step(self) -> None:
-        """Sample a batch, hold a feedback session if one is due, and learn from predicted rewards."""
-        loop, num_steps = self.loop, 0
-        episodes: list[Any] = []
-        rounds: list[tuple[list[Any], PendingPrediction | None]] = []
-        start_step = self.env_steps
-        while num_steps < self.config.total_train_batch_size:
-            pieces = self._sample_round()
-            num_steps += sum(len(piece) for piece in pieces)
-            episodes += pieces
-            # One prediction in flight at a time: what is merged with what must not depend on timing.
-            if rounds and rounds[-1][1] is not None:
-                ray.wait([rounds[-1][1].reference])
-            rounds.append((pieces, self._predict_later(pieces) if loop.has_fitted_reward else None))
-        if loop.hold_session_if_due(self.env_steps):
-            rounds = [(episodes, self._predict_later(episodes))]
+        """Sample a batch, hold a feedback session if one is due, and learn from predicted rewards.
+
+        A batch of exploration is learned from before the session.
+        """
+        loop, start_step = self.loop, self.env_steps
         phase = loop.phase(start_step)
-        for pieces, pending in rounds:
-            if phase == "exploration":
+        rounds = self._sample_batch()
+        episodes = [piece for pieces, _ in rounds for piece in pieces]
+        if phase == "exploration":
+            for pieces, _ in rounds:
                 self._attach(pieces, self._intrinsic_rewards(pieces, episodes))
-            elif pending is not None:
+            self._learn(episodes)
+            self._hold_session_if_due(start_step)
+            return
+        if self._hold_session_if_due(start_step):
+            rounds = [(episodes, self._predict_later(episodes))]
+        for pieces, pending in rounds:
+            if pending is not None:
                 rewards = loop.collect(pending)
                 loop.count_predicted_returns(pieces, rewards)
                 self._attach(pieces, rewards)
-        if loop.settings.learn_reward and phase == "preference" and not loop.has_fitted_reward:
+        if loop.settings.learn_reward and not loop.has_fitted_reward:
             return  # No answer yet: there is nothing to be paid in.
+        self._learn(episodes)
+
+    def _sample_batch(self) -> list[tuple[list[Any], PendingPrediction | None]]:
+        """Sample a whole batch in rounds, each with its prediction under way once there is a fitted reward."""
+        rounds: list[tuple[list[Any], PendingPrediction | None]] = []
+        num_steps = 0
+        while num_steps < self.config.total_train_batch_size:
+            pieces = self._sample_round()
+            num_steps += sum(len(piece) for piece in pieces)
+            # One prediction in flight at a time: what is merged with what must not depend on timing.
+            if rounds and rounds[-1][1] is not None:
+                ray.wait([rounds[-1][1].reference])
+            rounds.append((pieces, self._predict_later(pieces) if self.loop.has_fitted_reward else None))
+        return rounds
+
+    def _learn(self, episodes: list[Any]) -> None:
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             results = self.learner_group.update(
                 episodes=episodes,
@@ -82,13 +97,15 @@ class PreferencePPO(PreferenceAlgorithm, PPO):
             attach_column(episode, PREDICTED_REWARDS, part)
 
 
-class PreferencePPOConfig(PPOConfig):
+class PreferencePPOConfig(PreferenceConfig, PPOConfig):
     """PPOConfig with the loop's settings and the connector that pays predicted rewards."""
 
     def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
         super().__init__(algo_class or PreferencePPO)
-        self.loop_settings: dict[str, Any] = {}
-        self.dataset_path: str | None = None
+
+    def get_default_learner_class(self) -> Any:
+        """Return the learner that can keep the policy near a reference."""
+        return PolicyLearner
 
     def build_learner_connector(self, input_observation_space: Any, input_action_space: Any, device: Any = None) -> Any:
         """Put the swap after the batch is finished and before advantages are estimated."""

@@ -98,8 +98,13 @@ class ReplayBuffer:
         return {**columns, "position": self._position}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Put back what `get_state` returned, bit for bit."""
-        self._position = state["position"]
-        self.size = len(state["true_rewards"])
+        """Put back what `get_state` returned, bit for bit; the newest rows where another buffer's capacity differs."""
+        num_rows, position = len(state["true_rewards"]), state["position"]
+        rows: slice | NDArray[np.int64] = slice(num_rows)
+        if num_rows > self.capacity or (num_rows < self.capacity and position < num_rows):
+            rows = np.roll(np.arange(num_rows), -position)[-self.capacity :]  # oldest first
+            position = len(rows) % self.capacity
+        self._position = position
+        self.size = min(num_rows, self.capacity)
         for name in self._COLUMNS:
-            getattr(self, name)[: self.size] = state[name]
+            getattr(self, name)[: self.size] = state[name][rows]

@@ -29,6 +29,7 @@ from themis_ray.envs import ObservationKind
 from themis_ray.reward import (
     RewardConfig,
     RewardEnsemble,
+    UnlabelledPairs,
     ensemble_state,
     fit,
     load_ensemble_state,
@@ -116,7 +117,7 @@ class RewardModelActor:
         return {"version": self._version, "pid": os.getpid(), "num_forwards": self._num_forwards}
 
     async def predict(self, observations: Array, actions: Array) -> NDArray[np.float32]:
-        """Return the mean predicted reward of N steps, shape (N,). Calls that wait together share one forward pass."""
+        """Return the predicted rewards of N steps, shape (N,). Calls that wait together share one forward pass."""
         self._require_loaded()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[NDArray[np.float32]] = loop.create_future()
@@ -150,7 +151,9 @@ class RewardModelActor:
         self._require_loaded()
         return self._ensemble.segment_returns(observations, actions)
 
-    async def fit(self, pairs: LabelledPairs, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
+    async def fit(
+        self, pairs: LabelledPairs, seed: int, bonus: float = 0.0, unlabelled: UnlabelledPairs | None = None
+    ) -> tuple[dict[str, float], dict[str, Any]]:
         """Fit a copy to `pairs` in a thread, swap it in, and return (what happened, the new state)."""
         self._require_loaded()
 
@@ -158,7 +161,9 @@ class RewardModelActor:
             prepare_thread(self._num_fit_threads)
             ensemble, optimizer = self._build()
             load_ensemble_state(ensemble, optimizer, ensemble_state(self._ensemble, self._optimizer))
-            info = fit(ensemble, optimizer, pairs, self._spec.config, np.random.default_rng(seed))
+            rng = np.random.default_rng(seed)
+            info = fit(ensemble, optimizer, pairs, self._spec.config, rng, unlabelled=unlabelled)
+            ensemble.bonus = bonus
             prepare_thread()  # the thread goes back to a pool
             return ensemble, optimizer, info
 
@@ -236,7 +241,7 @@ class RewardModel:
         return rewards
 
     def predict(self, observations: Array, actions: Array) -> NDArray[np.float32]:
-        """Return the mean predicted reward of N steps, shape (N,); large inputs go in chunks, one ahead."""
+        """Return the predicted rewards of N steps, shape (N,); large inputs go in chunks, one ahead."""
         chunks: list[NDArray[np.float32]] = []
         pending: PendingPrediction | None = None
         if len(actions) == 0:
@@ -256,11 +261,22 @@ class RewardModel:
         returns: NDArray[np.float32] = self._call(lambda: self._actor.segment_returns.remote(observations, actions))
         return returns
 
-    def fit(self, pairs: LabelledPairs, seed: int) -> dict[str, float]:
-        """Fit to all of `pairs`, keep the new state here, and return loss, accuracy and num_epochs."""
-        reference = ray.put(pairs)
+    def fit(
+        self, pairs: LabelledPairs, seed: int, bonus: float = 0.0, unlabelled: UnlabelledPairs | None = None
+    ) -> dict[str, float]:
+        """Fit to all of `pairs`, keep the new state here, and return what `themis_ray.reward.fit` returns.
+
+        Args:
+            pairs: All preferences so far.
+            seed: Seeds the shuffles.
+            bonus: What `RewardEnsemble.bonus` is from now on.
+            unlabelled: Where pseudo-labels may come from.
+        """
+        references = ray.put(pairs), ray.put(unlabelled)
         info: dict[str, float]
-        info, self.state = self._call(lambda: self._actor.fit.remote(reference, seed))
+        info, self.state = self._call(
+            lambda: self._actor.fit.remote(references[0], seed, bonus=bonus, unlabelled=references[1])
+        )
         return info
 
     def stop(self) -> None:

@@ -15,6 +15,7 @@ from themis_ray.reward import RewardConfig
 T = TypeVar("T")
 
 MAX_STEPS_BETWEEN_REPORTS = 1000
+DEFAULT_KL_COEFFICIENT = 0.1
 
 LearnerName = Literal["auto", "ppo", "sac", "dqn"]
 
@@ -48,6 +49,15 @@ class AlgorithmSettings(BaseModel):
     epsilon_share: float | None = Field(
         None, gt=0, le=1, description="dqn: share of all env steps over which random actions anneal."
     )
+    reference: str | None = Field(
+        None, description="ppo, sac: run folder or checkpoint whose policy the learner starts from and stays near."
+    )
+    kl_coefficient: float | None = Field(
+        None,
+        ge=0,
+        description="ppo, sac: weight of the KL divergence from the reference in the policy's loss. None: "
+        f"{DEFAULT_KL_COEFFICIENT} with a reference.",
+    )
 
 
 _OFF_POLICY: dict[str, Any] = {
@@ -61,6 +71,8 @@ _OFF_POLICY: dict[str, Any] = {
     "round_num_env_steps": 32,
     "tau": 0.005,
 }
+# Of learners whose policy is a distribution, from which a divergence can be taken.
+_NEAR_REFERENCE: dict[str, Any] = {"reference": None, "kl_coefficient": None}
 LEARNER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "ppo": {
         "learning_rate": 1e-3,
@@ -75,8 +87,9 @@ LEARNER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "entropy_coefficient": 0.0,
         "value_coefficient": 0.5,
         "max_gradient_norm": 0.5,
+        **_NEAR_REFERENCE,
     },
-    "sac": {**_OFF_POLICY, "initial_alpha": 0.1},
+    "sac": {**_OFF_POLICY, "initial_alpha": 0.1, **_NEAR_REFERENCE},
     "dqn": {
         **_OFF_POLICY,
         "updates_per_env_step": 0.5,
@@ -91,17 +104,27 @@ def resolve_algorithm(settings: AlgorithmSettings, name: str) -> AlgorithmSettin
     """Return the settings with the learner `name` and its defaults filled in.
 
     Raises:
-        ConfigError: A setting was given that this learner does not use.
+        ConfigError: A setting was given that this learner does not use, or a coefficient without a reference.
     """
     defaults = LEARNER_DEFAULTS[name]
     given = {key: value for key, value in settings.model_dump().items() if value is not None and key != "name"}
     for key in given:
         if key not in defaults:
             users = sorted(other for other, known in LEARNER_DEFAULTS.items() if key in known)
+            reason = (
+                "has no policy distribution to keep near a reference" if key in _NEAR_REFERENCE else "does not use it"
+            )
             raise ConfigError(
-                f"algorithm.{key} was given, but the learner is {name}, which does not use it. Used by: "
+                f"algorithm.{key} was given, but the learner is {name}, which {reason}. Used by: "
                 f"{', '.join(users)}. Leave it out or set algorithm.name."
             )
+    if "reference" in given:
+        given.setdefault("kl_coefficient", DEFAULT_KL_COEFFICIENT)
+    elif "kl_coefficient" in given:
+        raise ConfigError(
+            f"algorithm.kl_coefficient={given['kl_coefficient']} was given without algorithm.reference, from which the "
+            "divergence would be taken. Give a reference or leave it out."
+        )
     return AlgorithmSettings(name=name, **{**defaults, **given})
 
 
@@ -111,13 +134,16 @@ class ExplorationSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_seed_steps: int | None = Field(
-        None, ge=0, description="sac, dqn: env steps with uniformly random actions. None: 5 % of all, at most 1000."
+        None,
+        ge=0,
+        description="sac, dqn: env steps with uniformly random actions. None: 5 % of all, at most 1000; none with "
+        "algorithm.reference.",
     )
     num_env_steps: int | None = Field(
         None,
         ge=0,
         description="Env steps of unsupervised exploration by state entropy after that. None: sac and dqn 5 % of all, "
-        "at most 9000; ppo none.",
+        "at most 9000; ppo none; none with algorithm.reference.",
     )
     num_neighbors: int = Field(5, ge=1, description="k of the k-nearest-neighbour state entropy (PEBBLE).")
 

@@ -1,0 +1,360 @@
+"""How much of the true reward's return do labels buy? `python -m benchmarks.labels`, or `make bench-labels`.
+
+Every task of `tune_configs/tasks/` is learned from the environment's own reward and, with the same learner and the same
+number of env steps, from predicted reward: with all labels, with half of them, with 10 % and with 30 % of the answers
+wrong. The score of a run is
+
+    (its true return - random return) / (mean true return of the runs on true reward - random return)
+
+by the final evaluation of 10 fresh episodes. Reported are the interquartile mean over all runs of all tasks with a
+95 % bootstrap interval stratified by task (Agarwal et al. 2021, arXiv 2108.13264), and the share of runs above 0.95,
+because outcomes are bimodal: a run learns or it does not.
+
+Hundreds of runs take hours, so every finished one is a line in `benchmarks/results/labels.jsonl`, which is kept in the
+repository; a later call goes on where the last one stopped, and repeats runs whose settings have changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from scipy.stats import trim_mean
+
+from themis_ray.config import dump_config, load_config, resolve
+from themis_ray.experiment import ray_session, run_experiment
+from themis_ray.tracking import RunFolder
+
+ROOT = Path(__file__).resolve().parent.parent
+TASKS = ROOT / "tune_configs" / "tasks"
+RESULTS = ROOT / "benchmarks" / "results" / "labels.jsonl"
+SETTINGS = RESULTS.with_name("labels_settings.json")
+OUT = ROOT / "benchmarks" / "out"
+PLOT = ROOT / "docs" / "images" / "labels.png"
+
+NUM_SEEDS = {"pendulum": 10, "cartpole": 10, "minigrid": 10, "reacher": 5, "halfcheetah": 5, "lunarlander": 5}
+# Name in the table -> settings beside the task's own. The budget of `half_labels` is filled in from the task.
+CONDITIONS: dict[str, list[str]] = {
+    "true_reward": ["learn_reward=false"],
+    "labels": [],
+    "half_labels": [],
+    "mistake10": ["teacher.name=mistake"],
+    "mistake30": ["teacher.name=mistake", "teacher.eps_mistake=0.3"],
+    "mistake30_robust": ["teacher.name=mistake", "teacher.eps_mistake=0.3", "reward.preset=robust"],
+}
+IQM_KEYS = {
+    "labels": "iqm",
+    "half_labels": "iqm_half_labels",
+    "mistake10": "iqm_mistake10",
+    "mistake30": "iqm_mistake30_default",
+    "mistake30_robust": "iqm_mistake30",
+}
+NUM_BOOTSTRAP_SAMPLES = 5000
+GOOD_SCORE = 0.95
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of the table."""
+
+    task: str
+    condition: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Names the run in lines, folders and messages."""
+        return f"{self.task}/{self.condition}/s{self.seed}"
+
+    def overrides(self) -> list[str]:
+        """The settings beside those of the task's file."""
+        settings = [*CONDITIONS[self.condition], f"seed={self.seed}", "num_checkpoints_kept=1"]
+        if self.condition == "half_labels":
+            settings.append(f"feedback.budget={load_config(self.path).feedback.budget // 2}")
+        return settings
+
+    @property
+    def path(self) -> Path:
+        """The task's file."""
+        return TASKS / f"{self.task}.yaml"
+
+    def settings(self) -> dict[str, Any]:
+        """The resolved settings by dotted name, without the seed."""
+        config, _ = resolve(load_config(self.path, self.overrides()))
+        settings = dict(_flatten(yaml.safe_load(dump_config(config))))
+        del settings["seed"]
+        return settings
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+class KnownSettings:
+    """The settings that stored results were made with, by fingerprint.
+
+    A stored result counts for a run whose settings are the same in everything that existed when it was made, and the
+    defaults in what has been added since: a new option that is off repeats no run, a changed default does.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._settings: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+        self._defaults = dict(_flatten(yaml.safe_load(dump_config(load_config(None, [])))))
+
+    def fingerprint(self, settings: Mapping[str, Any]) -> str:
+        """The fingerprint of the stored settings that these go with, else a new one, stored at once."""
+        for fingerprint, stored in self._settings.items():
+            if all(name in settings and settings[name] == value for name, value in stored.items()) and all(
+                value == self._defaults.get(name) for name, value in settings.items() if name not in stored
+            ):
+                return fingerprint
+        text = json.dumps(settings, sort_keys=True)
+        fingerprint = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+        self._settings[fingerprint] = dict(settings)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(json.dumps(self._settings, indent=1) + "\n")
+        return fingerprint
+
+
+def train(run: Run, fingerprint: str, commit: str) -> dict[str, Any]:
+    """Trains in this process, which keeps one Ray session for all its runs, and returns the line to store."""
+    config, spec = resolve(load_config(run.path, run.overrides()))
+    folder = RunFolder.create(OUT / "labels" / run.name, config, overwrite=True)
+    summary: Mapping[str, Any] = {}
+    for iteration in run_experiment(config, spec, folder):
+        summary = iteration.summary or summary
+    shutil.rmtree(folder.checkpoints_path, ignore_errors=True)
+    kept = (
+        *("true_return_mean", "true_return_std", "random_return_mean", "num_env_steps", "queries_asked"),
+        *("num_preferences", "heldout_accuracy", "reward_correlation", "wall_s"),
+    )
+    return {
+        **{"task": run.task, "condition": run.condition, "seed": run.seed},
+        **{key: summary[key] for key in kept},
+        **{"fingerprint": fingerprint, "commit": commit},
+    }
+
+
+_session: contextlib.AbstractContextManager[None] | None = None
+
+
+def start_worker() -> None:
+    """Starts the Ray session that all runs of a worker process share; it ends with the process."""
+    global _session
+    sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  (closed with the process)
+    _session = ray_session()
+    _session.__enter__()
+
+
+def stored_results() -> list[dict[str, Any]]:
+    """The lines that earlier calls have written; an unfinished last one is left out."""
+    if not RESULTS.exists():
+        return []
+    results = []
+    for line in RESULTS.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            results.append(json.loads(line))
+    return results
+
+
+def run_all(fingerprints: Mapping[Run, str], num_jobs: int, console: Console) -> list[str]:
+    """Trains what is not stored yet, `num_jobs` runs at a time, and returns what failed."""
+    done = {(r["task"], r["condition"], r["seed"], r["fingerprint"]) for r in stored_results()}
+    to_run = [run for run, mark in fingerprints.items() if (run.task, run.condition, run.seed, mark) not in done]
+    num_done = len(fingerprints) - len(to_run)
+    console.print(f"{num_done} of {len(fingerprints)} runs are in {RESULTS.relative_to(ROOT)} already")
+    if not to_run:
+        return []
+    commit = subprocess.check_output(["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True).strip()
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    failures: list[str] = []
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_jobs, context, start_worker) as executor:
+        futures = {executor.submit(train, run, fingerprints[run], commit): run for run in to_run}
+        for future in track(as_completed(futures), "training", len(futures), console=console):
+            run = futures[future]
+            try:
+                result = future.result()
+            except Exception as error:
+                failures.append(f"{run.name}: {type(error).__name__}: {error}")
+                console.print(f"[red]failed[/red] {failures[-1]}", highlight=False)
+                continue
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+            console.print(f"{run.name}: {result['true_return_mean']:.2f} in {result['wall_s']:.0f} s", highlight=False)
+    return failures
+
+
+def scores_by_task(results: Sequence[Mapping[str, Any]], condition: str) -> dict[str, NDArray[np.float64]]:
+    """Scores of a condition's runs, by task; tasks that lack runs of either kind are left out."""
+    scores = {}
+    for task in NUM_SEEDS:
+        of_task = [result for result in results if result["task"] == task]
+        true = [result["true_return_mean"] for result in of_task if result["condition"] == "true_reward"]
+        learned = [result["true_return_mean"] for result in of_task if result["condition"] == condition]
+        if true and learned:
+            random = np.mean([result["random_return_mean"] for result in of_task])
+            scores[task] = (np.array(learned) - random) / (np.mean(true) - random)
+    return scores
+
+
+def iqm(scores: Mapping[str, NDArray[np.float64]]) -> float:
+    """Mean of the middle half of all scores."""
+    return float(trim_mean(np.concatenate(list(scores.values())), 0.25))
+
+
+def iqm_interval(scores: Mapping[str, NDArray[np.float64]], rng: np.random.Generator) -> tuple[float, float]:
+    """95 % interval of the IQM: runs are drawn with replacement within each task."""
+    samples = [
+        iqm({task: rng.choice(values, len(values)) for task, values in scores.items()})
+        for _ in range(NUM_BOOTSTRAP_SAMPLES)
+    ]
+    low, high = np.quantile(samples, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What `benchmarks/out/labels.json` holds."""
+    rng = np.random.default_rng(0)
+    report: dict[str, Any] = {}
+    for condition, key in IQM_KEYS.items():
+        scores = scores_by_task(results, condition)
+        if not scores:
+            continue
+        everything = np.concatenate(list(scores.values()))
+        low, high = iqm_interval(scores, rng)
+        is_above = everything > GOOD_SCORE
+        report |= {key: iqm(scores), f"{key}_low": low, f"{key}_high": high}
+        report[f"seeds_above_095{key.removeprefix('iqm')}"] = f"{is_above.sum()} of {len(is_above)}"
+        report.setdefault("by_task", {})[condition] = {task: iqm({task: x}) for task, x in scores.items()}
+    return {**report, "runs": list(results)}
+
+
+def rows(results: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """Task, condition, number of seeds, mean return, and score with the seeds above 0.95."""
+    for task in NUM_SEEDS:
+        for condition in CONDITIONS:
+            returns = [r["true_return_mean"] for r in results if (r["task"], r["condition"]) == (task, condition)]
+            if not returns:
+                continue
+            queries = [r["queries_asked"] for r in results if (r["task"], r["condition"]) == (task, condition)]
+            score = scores_by_task(results, condition).get(task)
+            yield (
+                task,
+                condition,
+                f"{np.mean(queries):.0f}",
+                f"{len(returns)}",
+                f"{np.mean(returns):.1f} ± {np.std(returns):.1f}",
+                "-" if score is None else f"{iqm({task: score}):.2f}",
+                "-" if score is None else f"{(score > GOOD_SCORE).sum()} of {len(score)}",
+            )
+
+
+def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Every run's score as a point, by task and condition, with the IQM as a bar."""
+    conditions = [condition for condition in IQM_KEYS if scores_by_task(results, condition)]
+    tasks = [task for task in NUM_SEEDS if any(task in scores_by_task(results, c) for c in conditions)]
+    figure, axes = plt.subplots(figsize=(1.5 + 1.7 * len(tasks), 3.6), layout="constrained")
+    width = 0.8 / max(1, len(conditions))
+    for i, condition in enumerate(conditions):
+        scores = scores_by_task(results, condition)
+        for x, task in enumerate(tasks):
+            if task not in scores:
+                continue
+            centre = x + (i - (len(conditions) - 1) / 2) * width
+            label = condition.replace("_", " ") if x == 0 else None
+            axes.bar(centre, iqm({task: scores[task]}), width * 0.9, color=f"C{i}", alpha=0.45, label=label)
+            axes.scatter(np.full(len(scores[task]), centre), scores[task], s=9, color=f"C{i}")
+    axes.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
+    axes.set_xticks(range(len(tasks)), tasks)
+    axes.set_ylabel("score (1 = true reward, 0 = random)")
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    axes.legend(frameon=False, fontsize=8, ncols=len(conditions), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="Pendulum-v1 only")
+    parser.add_argument("--tasks", default=",".join(NUM_SEEDS), help="some of the tasks (default all)")
+    parser.add_argument("--conditions", default=",".join(CONDITIONS), help="some of the conditions (default all)")
+    parser.add_argument("--seeds", type=int, help="seeds per task (default 10, and 5 for the slow tasks)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default 2)")
+    parser.add_argument("--report-only", action="store_true", help="train nothing, report what is stored")
+    arguments = parser.parse_args()
+    tasks = ["pendulum"] if arguments.quick else arguments.tasks.split(",")
+    conditions = arguments.conditions.split(",")
+    for kind, given, known in (("task", tasks, NUM_SEEDS), ("condition", conditions, CONDITIONS)):
+        if unknown := set(given) - set(known):
+            parser.error(f"no {kind} {', '.join(sorted(unknown))}. Known: {', '.join(known)}")
+    num_seeds = {task: arguments.seeds or NUM_SEEDS[task] for task in tasks}
+    # Seeds go round, so that a stopped benchmark has some of everything.
+    runs = [
+        Run(task, condition, seed)
+        for seed in range(max(num_seeds.values()))
+        for task in tasks
+        for condition in conditions
+        if seed < num_seeds[task]
+    ]
+    console = Console()
+    known_settings = KnownSettings(SETTINGS)
+    fingerprints = {run: known_settings.fingerprint(run.settings()) for run in runs}
+    failures = [] if arguments.report_only else run_all(fingerprints, arguments.jobs, console)
+    wanted = {(run.task, run.condition, run.seed, mark) for run, mark in fingerprints.items()}
+    results = [r for r in stored_results() if (r["task"], r["condition"], r["seed"], r["fingerprint"]) in wanted]
+    report = summarise(results) | {"failures": failures, "num_runs_missing": len(wanted) - len(results)}
+    OUT.mkdir(exist_ok=True)
+    (OUT / "labels.json").write_text(json.dumps(report, indent=2) + "\n")
+    plot(results, PLOT)
+    table = Table(title="Learned from labels against true reward", title_justify="left")
+    for column in ("task", "condition", "labels", "seeds", "true return", "score (IQM)", "above 0.95"):
+        table.add_column(column, justify="left" if column in ("task", "condition") else "right")
+    for row in rows(results):
+        table.add_row(*row)
+    console.print(table)
+    for condition, key in IQM_KEYS.items():
+        if key in report:
+            above = report[f"seeds_above_095{key.removeprefix('iqm')}"]
+            line = f"{condition}: IQM {report[key]:.3f} [{report[f'{key}_low']:.3f}, {report[f'{key}_high']:.3f}]"
+            console.print(f"{line}, above 0.95: {above}", highlight=False)
+    if report["num_runs_missing"]:
+        console.print(f"{report['num_runs_missing']} of {len(wanted)} runs are still missing", highlight=False)
+    console.print(f"Wrote {(OUT / 'labels.json').relative_to(ROOT)} and {PLOT.relative_to(ROOT)}", highlight=False)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

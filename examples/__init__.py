@@ -1,0 +1,1 @@
+"""Code to copy and change."""

@@ -1,0 +1,360 @@
+"""A vision model as teacher: it looks at frames of both segments and says which one is better.
+
+Asking a vision-language model for preferences over pairs of images or clips is from Wang et al. 2024, "RL-VLM-F:
+Reinforcement learning from vision language foundation model feedback" (arXiv 2402.03681); that judges favour one side,
+and that asking in both orders tells, from Zheng et al. 2023, "Judging LLM-as-a-judge" (arXiv 2306.05685).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+import re
+import threading
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import cv2
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from themis_ray.data import Choice, Query, Segment
+from themis_ray.envs import EnvConfig
+from themis_ray.errors import DataError, TeacherError
+from themis_ray.feedback.chat_endpoint import CallBudget, ChatEndpoint, Message, Reply
+from themis_ray.feedback.frames import FrameRenderer
+from themis_ray.feedback.teachers import RecentReturns, agreed, mirrored
+
+__all__ = ["AnswerCache", "JudgeParameters", "JudgeTeacher", "read_choice"]
+
+logger = logging.getLogger("themis_ray")
+
+INSTRUCTIONS = (
+    "You compare two short clips, left and right, of an agent at work. Each clip is given as frames in the order of "
+    "time. Say which clip is better at the goal: left, right, equal if neither is better, or skip if you cannot tell. "
+    'Answer with JSON only: {"choice": "left"}, {"choice": "right"}, {"choice": "equal"} or {"choice": "skip"}.'
+)
+_WORDS = "|".join(Choice)
+_OBJECT = re.compile(r"\{[^{}]*\}")
+_PAIR = re.compile(rf"\bchoice\b(?:\W+is\b)?\W*\b({_WORDS})\b", re.IGNORECASE)
+_LAST_WORD = re.compile(
+    rf"^\W*(?:(?:my |the |final )*(?:answer|preference)\b(?: is)?)?\W*({_WORDS})\W*$", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class JudgeParameters:
+    """The settings of a judge; `TeacherConfig` says what they mean."""
+
+    url: str
+    model: str
+    prompt: str
+    num_frames: int = 6
+    timeout_s: float = 60.0
+    max_retries: int = 5
+    max_concurrency: int = 4
+    max_calls: int | None = None
+    max_cost: float | None = None
+    price_per_1k_input_tokens: float | None = None
+    price_per_1k_output_tokens: float | None = None
+    ask_both_orders: bool = False
+
+
+def read_choice(text: str) -> Choice | None:
+    """Returns the choice in a model's answer, None where there is none or it contradicts itself.
+
+    It is looked for as JSON with a key `choice`, then as `choice: left` or `choice is left`, then as the only word of
+    the last line. Models may reason before they answer, so the last JSON counts.
+    """
+    for candidate in reversed(_OBJECT.findall(text)):
+        try:
+            fields = {str(key).lower(): value for key, value in json.loads(candidate).items()}
+        except ValueError:
+            continue
+        word = fields.get("choice")
+        if isinstance(word, str) and word.strip().lower() in set(Choice):
+            return Choice(word.strip().lower())
+    words = {word.lower() for word in _PAIR.findall(text)}
+    if not words:
+        lines = text.strip().splitlines()
+        words = {word.lower() for word in _LAST_WORD.findall(lines[-1])} if lines else set()
+    return Choice(words.pop()) if len(words) == 1 else None
+
+
+class AnswerCache:
+    """Paid answers by query id, appended to a JSONL file as they come, so that no query is paid twice.
+
+    Each line holds query_id, choice (null where calls were paid that gave no answer), num_calls, cost, model and
+    answered_at. Lines that cannot be read, such as the unfinished last one of a killed run, are asked again.
+
+    Args:
+        path: The file; None keeps answers in memory.
+        model: Written to each line.
+
+    Raises:
+        DataError: There is such a file, and it cannot be read.
+    """
+
+    def __init__(self, path: Path | None, model: str) -> None:
+        self.path = path
+        self.answers: dict[str, Choice] = {}
+        self.num_calls = 0
+        self.cost = 0.0
+        self.dearest = 0.0
+        self._model = model
+        self._lock = threading.Lock()
+        self._needs_line_break = False
+        if path is not None and path.exists():
+            self._load(path)
+
+    def add(self, query_id: str, choice: Choice | None, num_calls: int, cost: float) -> None:
+        """Keeps an answer and what it took; safe from several threads.
+
+        Raises:
+            DataError: The file cannot be written.
+        """
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        line = {
+            "query_id": query_id,
+            "choice": None if choice is None else str(choice),
+            "num_calls": num_calls,
+            "cost": cost,
+            "model": self._model,
+            "answered_at": now,
+        }
+        with self._lock:
+            self._count(query_id, choice, num_calls, cost)
+            if self.path is not None:
+                self._append(self.path, json.dumps(line))
+
+    def _append(self, path: Path, line: str) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write("\n" * self._needs_line_break + line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise DataError(f"the judge's answers cannot be written to {path} ({error.strerror}).") from error
+        self._needs_line_break = False
+
+    def _load(self, path: Path) -> None:
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise DataError(
+                f"the judge's answers in {path} cannot be read ({error.strerror}). Move it away to ask again."
+            ) from error
+        num_broken = 0
+        for line in text.splitlines():
+            try:
+                row = json.loads(line)
+                choice = None if row["choice"] is None else Choice(row["choice"])
+                self._count(str(row["query_id"]), choice, int(row["num_calls"]), float(row["cost"]))
+            except (ValueError, KeyError, TypeError):
+                num_broken += bool(line.strip())
+        self._needs_line_break = bool(text) and not text.endswith("\n")
+        if num_broken:
+            logger.warning("%d lines of %s cannot be read; their queries are asked again.", num_broken, path)
+
+    def _count(self, query_id: str, choice: Choice | None, num_calls: int, cost: float) -> None:
+        if choice is not None:
+            self.answers[query_id] = choice
+        self.num_calls += num_calls
+        self.cost += cost
+        if num_calls:
+            self.dearest = max(self.dearest, cost / num_calls)
+
+
+class JudgeTeacher:
+    """Shows frames of both segments to a vision model and takes its word.
+
+    A query that the model answers in no readable way, also when asked again, is `skip`. So is one that the endpoint
+    did not answer at all, unless that is so for every one: then the run ends, and a resumed one asks again. When the
+    limit of calls or cost is reached, all that is left is `skip`; one warning says so.
+
+    With `ask_both_orders` a query is two questions, (left, right) and (right, left), and two answers that disagree are
+    `equal`. One number is drawn for each call of `answer`, however often the endpoint is asked.
+
+    Args:
+        parameters: What is asked of whom, and what it may take.
+        env_config: Where segments come from.
+        api_key: Key for the endpoint; None sends none.
+        cache_path: JSONL file of paid answers; None keeps them in memory.
+
+    Raises:
+        ConfigError: The key cannot be sent.
+        DataError: The file of answers cannot be read.
+    """
+
+    def __init__(
+        self,
+        parameters: JudgeParameters,
+        env_config: EnvConfig,
+        api_key: str | None = None,
+        cache_path: Path | None = None,
+    ) -> None:
+        self.name = f"judge:{parameters.model}"
+        self.parameters = parameters
+        self.cache = AnswerCache(cache_path, parameters.model)
+        self.budget = CallBudget(
+            parameters.max_calls, parameters.max_cost, self.cache.num_calls, self.cache.cost, self.cache.dearest
+        )
+        self._endpoint = ChatEndpoint(
+            parameters.url,
+            parameters.model,
+            api_key,
+            parameters.timeout_s,
+            parameters.max_retries,
+            self.budget,
+            (parameters.price_per_1k_input_tokens or 0.0, parameters.price_per_1k_output_tokens or 0.0),
+        )
+        self._renderer = FrameRenderer(env_config)
+        self._is_limit_told = False
+
+    def answer(
+        self, queries: Sequence[Query], rng: np.random.Generator, returns: RecentReturns, feedback_session: int = 0
+    ) -> list[Choice]:
+        """Returns one choice for each query, in order.
+
+        Raises:
+            TeacherError: The endpoint refuses, or answers nothing at all.
+            ConfigError: Frames of the environment cannot be drawn.
+            DataError: Answers cannot be written to their file.
+        """
+        del returns, feedback_session
+        if not queries:
+            return []
+        seed = int(rng.integers(2**63))
+        questions = {query.id: query for query in queries}
+        if self.parameters.ask_both_orders:
+            for query in queries:
+                questions.setdefault(_swapped(query).id, _swapped(query))
+        missing = [query for query_id, query in questions.items() if query_id not in self.cache.answers]
+        if missing:
+            self._ask_all(missing, seed)
+        return [self._choice(query) for query in queries]
+
+    def _choice(self, query: Query) -> Choice:
+        """Returns what the answers that are there say about a query."""
+        first = self.cache.answers.get(query.id, Choice.SKIP)
+        if not self.parameters.ask_both_orders:
+            return first
+        return agreed(first, mirrored(self.cache.answers.get(_swapped(query).id, Choice.SKIP)))
+
+    def _ask_all(self, questions: list[Query], seed: int) -> None:
+        """Asks in the order of the questions, several at a time, and keeps the answers in the cache."""
+        if self.budget.is_spent:
+            self._tell_limit()
+            return
+        clips = self._encode_clips(questions)
+        stop = threading.Event()
+        with self._endpoint.connect() as client, ThreadPoolExecutor(self.parameters.max_concurrency) as pool:
+            try:
+                futures = [
+                    pool.submit(self._ask, client, query, clips, np.random.default_rng([seed, number]), stop)
+                    for number, query in enumerate(questions)
+                ]
+                replies = _results(futures)
+            finally:
+                # Where one failed or the user stopped the run, the others end as soon as they can.
+                stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+        self._judge_replies(replies)
+
+    def _ask(
+        self,
+        client: httpx.Client,
+        query: Query,
+        clips: dict[str, list[str]],
+        rng: np.random.Generator,
+        stop: threading.Event,
+    ) -> Reply[Choice]:
+        messages = make_messages(self.parameters.prompt, clips[query.left.id], clips[query.right.id])
+        reply = self._endpoint.ask(client, messages, read_choice, rng, stop)
+        choice = Choice.SKIP if reply.outcome == "unclear" else reply.value
+        if choice is not None or reply.cost:
+            self.cache.add(query.id, choice, reply.num_calls, reply.cost)
+        return reply
+
+    def _judge_replies(self, replies: list[Reply[Choice]]) -> None:
+        """Tells what went wrong.
+
+        Raises:
+            TeacherError: Nothing was answered because the endpoint did not.
+        """
+        lost = [reply for reply in replies if reply.outcome == "unreachable"]
+        unclear = [reply for reply in replies if reply.outcome == "unclear"]
+        if lost and not any(reply.outcome in ("answered", "unclear") for reply in replies):
+            raise TeacherError(
+                f"{self._endpoint.url} answered none of {len(lost)} questions ({lost[-1].problem}). Start it or check "
+                "teacher.url and teacher.timeout_s, then resume the run."
+            )
+        if lost:
+            logger.warning("The judge did not answer %d questions (%s); skipped.", len(lost), lost[-1].problem)
+        if unclear:
+            logger.warning("%d answers of the judge could not be read; skipped.", len(unclear))
+        if any(reply.outcome == "limit" for reply in replies):
+            self._tell_limit()
+
+    def _tell_limit(self) -> None:
+        if not self._is_limit_told:
+            self._is_limit_told = True
+            logger.warning(
+                "The judge has taken %d calls (teacher.max_calls=%s) at a cost of %g (teacher.max_cost=%s); the "
+                "queries that are left are skipped.",
+                self.budget.num_calls,
+                self.budget.max_calls,
+                self.budget.cost,
+                self.budget.max_cost,
+            )
+
+    def _encode_clips(self, questions: list[Query]) -> dict[str, list[str]]:
+        """Returns PNG data URLs of evenly spaced frames of each segment, by its id."""
+        segments = {segment.id: segment for query in questions for segment in (query.left, query.right)}
+        return {segment_id: self._encode_clip(segment) for segment_id, segment in segments.items()}
+
+    def _encode_clip(self, segment: Segment) -> list[str]:
+        steps = np.linspace(0, len(segment) - 1, min(self.parameters.num_frames, len(segment))).round().astype(np.int64)
+        return [_png_url(frame) for frame in self._renderer.frames(segment, steps.tolist())]
+
+
+def make_messages(prompt: str, left: list[str], right: list[str]) -> list[Message]:
+    """Returns the messages of one question.
+
+    Args:
+        prompt: What a good clip shows.
+        left: Data URLs of the left segment's frames.
+        right: Those of the right segment's.
+    """
+    parts: list[dict[str, Any]] = [{"type": "text", "text": f"The goal: {prompt}"}]
+    for side, urls in (("Left", left), ("Right", right)):
+        parts.append({"type": "text", "text": f"{side} clip, {len(urls)} frames:"})
+        parts += [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    parts.append({"type": "text", "text": "Which clip is better? Answer with the JSON."})
+    return [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": parts}]
+
+
+def _results(futures: list[Future[Reply[Choice]]]) -> list[Reply[Choice]]:
+    """Returns all results in order, or raises the first exception as soon as it is there."""
+    for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+        future.result()
+    return [future.result() for future in futures]
+
+
+def _swapped(query: Query) -> Query:
+    return Query(query.right, query.left)
+
+
+def _png_url(frame: NDArray[np.uint8]) -> str:
+    """Returns a frame (H, W, 3) as a data URL."""
+    is_written, data = cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    assert is_written
+    return "data:image/png;base64," + base64.b64encode(data.tobytes()).decode("ascii")

@@ -1,0 +1,239 @@
+"""The settings of all kinds of teachers, and the teacher they describe."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from themis_ray.envs import EnvConfig
+from themis_ray.errors import ConfigError, lookup
+from themis_ray.feedback.frames import check_frames
+from themis_ray.feedback.scripted import ScriptedTeacher
+from themis_ray.feedback.teachers import TEACHERS, BPrefTeacher, SyntheticTeacher, Teacher, TeacherParameters
+
+__all__ = ["TeacherConfig", "check_teacher", "make_teacher"]
+
+TeacherKind = Literal["synthetic", "scripted", "judge"]
+
+_NUMBERS = ("beta", "gamma", "eps_mistake", "eps_skip", "eps_equal")
+_SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "synthetic": ("name", *_NUMBERS, "bpref_compat"),
+    "scripted": ("function",),
+    "judge": (
+        "url",
+        "model",
+        "prompt",
+        "api_key_env",
+        "num_frames",
+        "timeout_s",
+        "max_retries",
+        "max_concurrency",
+        "max_calls",
+        "max_cost",
+        "price_per_1k_input_tokens",
+        "price_per_1k_output_tokens",
+        "ask_both_orders",
+    ),
+}
+_REQUIRED: Mapping[str, Mapping[str, str]] = {
+    "synthetic": {},
+    "scripted": {"function": "teacher.function=package.module:function"},
+    "judge": {
+        "url": "teacher.url=http://localhost:8000/v1",
+        "model": "teacher.model=NAME, as the endpoint calls it",
+        "prompt": "teacher.prompt='The pendulum should stand upright and still.'",
+    },
+}
+_ENVIRONMENT_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class TeacherConfig(BaseModel):
+    """Who answers: one of the presets with some numbers replaced, a function, or a vision model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: TeacherKind = Field(
+        default="synthetic",
+        description="synthetic: a preset that sees the true rewards; scripted: a Python function; judge: a vision "
+        "model. A setting that the kind does not use is refused.",
+    )
+    name: str = Field(default="oracle", description="synthetic: preset, one of " + ", ".join(TEACHERS) + ".")
+    beta: float | None = Field(
+        default=None, description="synthetic: rationality, -1 perfect, > 0 Boltzmann; None: the preset's."
+    )
+    gamma: float | None = Field(
+        default=None, description="synthetic: discount over the steps of a segment; None: the preset's."
+    )
+    eps_mistake: float | None = Field(
+        default=None, description="synthetic: probability of mixing up sides; None: the preset's."
+    )
+    eps_skip: float | None = Field(default=None, description="synthetic: share of queries skipped; None: the preset's.")
+    eps_equal: float | None = Field(
+        default=None, description="synthetic: unnoticed relative difference; None: the preset's."
+    )
+    bpref_compat: bool = Field(
+        default=False, description="synthetic: answer as the code published with B-Pref does, its faults included."
+    )
+    function: str | None = Field(
+        default=None, description="scripted: package.module:function, which maps two segments to a choice."
+    )
+    url: str | None = Field(
+        default=None, description="judge: base URL of an OpenAI-compatible endpoint, or its /chat/completions."
+    )
+    model: str | None = Field(default=None, description="judge: name of the model at that endpoint.")
+    prompt: str | None = Field(default=None, description="judge: what a good clip shows, in plain words.")
+    api_key_env: str | None = Field(
+        default="OPENAI_API_KEY",
+        description="judge: environment variable that holds the API key. None: no key is sent.",
+    )
+    num_frames: int = Field(default=6, ge=1, description="judge: evenly spaced frames shown of each segment.")
+    timeout_s: float = Field(default=60.0, gt=0, description="judge: seconds without a sign of the endpoint.")
+    max_retries: int = Field(default=5, ge=0, description="judge: calls repeated for one question, at most.")
+    max_concurrency: int = Field(default=4, ge=1, description="judge: calls under way at the same time, at most.")
+    max_calls: int | None = Field(
+        default=None, ge=0, description="judge: calls of the whole run, repeated ones too; then it skips."
+    )
+    max_cost: float | None = Field(
+        default=None, ge=0, description="judge: cost of the whole run, in the currency of the prices; then it skips."
+    )
+    price_per_1k_input_tokens: float | None = Field(
+        default=None, ge=0, description="judge: price of 1000 tokens sent; None counts as 0."
+    )
+    price_per_1k_output_tokens: float | None = Field(
+        default=None, ge=0, description="judge: price of 1000 tokens received; None counts as 0."
+    )
+    ask_both_orders: bool = Field(
+        default=False, description="judge: ask again with sides swapped; answers that disagree become equal."
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        lookup("teacher", name, TEACHERS)
+        return name
+
+    @model_validator(mode="after")
+    def _check_settings(self) -> Self:
+        self._refuse_unused()
+        for name, example in _REQUIRED[self.kind].items():
+            if not getattr(self, name):
+                raise ConfigError(f"teacher.kind={self.kind} needs teacher.{name}. Give it, for example {example}.")
+        if self.kind == "synthetic":
+            self.parameters()
+        if self.kind == "judge":
+            self._check_judge()
+        return self
+
+    def _refuse_unused(self) -> None:
+        """Refuses what differs from its default though this kind does not use it."""
+        for name, field in type(self).model_fields.items():
+            if name == "kind" or name in _SETTINGS[self.kind] or getattr(self, name) == field.default:
+                continue
+            (user,) = [kind for kind, names in _SETTINGS.items() if name in names]
+            raise ConfigError(
+                f"teacher.{name} was given, but teacher.kind is {self.kind}, which does not use it. Used by: {user}. "
+                f"Leave it out or set teacher.kind={user}."
+            )
+
+    def _check_judge(self) -> None:
+        try:
+            parts = urlsplit(self.url or "")
+            is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            is_url = False
+        if not is_url:
+            raise ConfigError(
+                f"teacher.url={self.url!r} is no address. Give http:// or https:// with a host, for example "
+                f"{_REQUIRED['judge']['url']}."
+            )
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ConfigError(
+                "teacher.url holds a user name, a password or something after ? or #, and settings are stored with "
+                "every run. Put the key into an environment variable and name it with teacher.api_key_env."
+            )
+        if self.api_key_env is not None and not _ENVIRONMENT_VARIABLE.fullmatch(self.api_key_env):
+            # The value is not shown: who mixes up name and key gave the key.
+            raise ConfigError(
+                "teacher.api_key_env is no name of an environment variable (letters, digits and _). Put the key into "
+                "a variable such as OPENAI_API_KEY and give that name."
+            )
+        has_price = (self.price_per_1k_input_tokens or 0) + (self.price_per_1k_output_tokens or 0) > 0
+        if self.max_cost is not None and not has_price:
+            raise ConfigError(
+                f"teacher.max_cost={self.max_cost:g} was given without prices, from which cost is computed. Give "
+                "teacher.price_per_1k_input_tokens and teacher.price_per_1k_output_tokens, or use teacher.max_calls."
+            )
+
+    @property
+    def teacher_name(self) -> str:
+        """The name that is stored with each preference: the preset, the function, or judge and its model."""
+        if self.kind == "scripted":
+            return str(self.function)
+        return f"judge:{self.model}" if self.kind == "judge" else self.name
+
+    @property
+    def api_key(self) -> str | None:
+        """The key in the environment; None where there is none or none is wanted."""
+        return os.environ.get(self.api_key_env) or None if self.api_key_env else None
+
+    def parameters(self) -> TeacherParameters:
+        """Returns the preset's parameters with the given ones in place.
+
+        Raises:
+            ConfigError: A number is out of its range.
+        """
+        given = {name: value for name in _NUMBERS if (value := getattr(self, name)) is not None}
+        return replace(lookup("teacher", self.name, TEACHERS), **given)
+
+
+def check_teacher(config: TeacherConfig, env_config: EnvConfig) -> None:
+    """Checks, before a run starts, what a teacher needs from outside its settings.
+
+    Raises:
+        ConfigError: The function of a scripted teacher cannot be imported or called with two segments, frames of the
+            environment cannot be drawn for a judge, or its API key is not in the environment.
+    """
+    if config.kind == "scripted":
+        ScriptedTeacher(str(config.function))
+    elif config.kind == "judge":
+        check_frames(env_config)
+        # A server on this machine seldom asks for a key; any other does, and would say so after the exploration only.
+        if config.api_key_env and not config.api_key and urlsplit(str(config.url)).hostname not in _LOOPBACK:
+            raise ConfigError(
+                f"the environment variable {config.api_key_env} is not set, so there is no key for {config.url}. Set "
+                "it, name another with teacher.api_key_env, or give teacher.api_key_env=null where no key is needed."
+            )
+
+
+def make_teacher(config: TeacherConfig, env_config: EnvConfig | None = None, cache_path: Path | None = None) -> Teacher:
+    """Returns the teacher that a config describes.
+
+    Args:
+        config: Which one.
+        env_config: The environment that segments come from; a judge needs it to draw frames.
+        cache_path: JSONL file of a judge's paid answers; None keeps them in memory only.
+
+    Raises:
+        ConfigError: The function of a scripted teacher cannot be used, or a judge is given no environment.
+        DataError: The file of answers cannot be read.
+    """
+    if config.kind == "scripted":
+        return ScriptedTeacher(str(config.function))
+    if config.kind == "judge":
+        # Imported late: its HTTP client takes long to import.
+        from themis_ray.feedback.judge import JudgeParameters, JudgeTeacher
+
+        if env_config is None:
+            raise ConfigError("teacher.kind=judge draws frames. Pass the environment's config to make_teacher.")
+        parameters = JudgeParameters(**config.model_dump(include=set(_SETTINGS["judge"]) - {"api_key_env"}))
+        return JudgeTeacher(parameters, env_config, config.api_key, cache_path)
+    make = BPrefTeacher if config.bpref_compat else SyntheticTeacher
+    return make(config.name, config.parameters())
