@@ -1,3 +1,5 @@
+from math import erf, exp
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,7 +7,15 @@ from hypothesis import strategies as st
 
 from themis_ray.data import Choice, Query, Segment
 from themis_ray.errors import ConfigError, UnknownNameError
-from themis_ray.feedback import TEACHERS, SyntheticTeacher, TeacherConfig, TeacherParameters, make_teacher
+from themis_ray.feedback import (
+    TEACHER_DESCRIPTIONS,
+    TEACHERS,
+    BPrefTeacher,
+    SyntheticTeacher,
+    TeacherConfig,
+    TeacherParameters,
+    make_teacher,
+)
 
 NO_RETURNS = (np.empty(0, np.float64), np.empty(0, np.int64))
 NUM_DRAWS = 10_000
@@ -26,8 +36,8 @@ def random_queries(n: int, length: int = 5, shift: float = 0.0, seed: int = 0) -
     return [query(left, right) for left, right in rewards]
 
 
-def ask(teacher, queries, returns=NO_RETURNS, seed: int = 0) -> list[Choice]:
-    return teacher.answer(queries, np.random.default_rng(seed), returns)
+def ask(teacher, queries, returns=NO_RETURNS, seed: int = 0, feedback_session: int = 0) -> list[Choice]:
+    return teacher.answer(queries, np.random.default_rng(seed), returns, feedback_session)
 
 
 def preset(name: str, **parameters: float):
@@ -115,6 +125,23 @@ def test_myopic_teacher_agrees_with_the_weighted_sum():
     assert choices != ask(preset("oracle"), queries)
 
 
+@pytest.mark.parametrize("gamma", [0.9, 0.5])
+def test_myopic_share_follows_the_formula(gamma):
+    """W of left - W of right is normal with mean lead * gamma ** (L - 1) and variance 2 * sum of gamma ** (2 k)."""
+    rng = np.random.default_rng(0)
+    length, lead = 5, 0.5
+    rewards = rng.normal(size=(NUM_DRAWS, 2, length))
+    rewards[:, 0, 0] += lead
+    choices = ask(preset("myopic", gamma=gamma), [query(left, right) for left, right in rewards])
+    std = np.sqrt(2 * np.sum(gamma ** (2 * np.arange(length))))
+    assert_share(choices, Choice.LEFT, 0.5 * (1 + erf(lead * gamma ** (length - 1) / std / np.sqrt(2))))
+
+
+def test_myopic_and_noisy_teacher_is_noisy_about_the_weighted_sum():
+    choices = ask(preset("noisy", gamma=0.5, beta=2.0), [query([1.0, 0.0, 0.25], [0.0, 0.0, 0.0])] * NUM_DRAWS)
+    assert_share(choices, Choice.LEFT, 1.0 / (1.0 + np.exp(-2.0 * (0.25 * 1.0 + 0.25))))
+
+
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize(("margin", "choice"), [(1.99, Choice.EQUAL), (2.01, Choice.LEFT)])
 def test_equal_threshold_is_scaled_once_and_by_magnitude(sign, margin, choice):
@@ -123,8 +150,8 @@ def test_equal_threshold_is_scaled_once_and_by_magnitude(sign, margin, choice):
     left = np.full(10, sign)
     right = left.copy()
     right[0] -= margin
-    for _ in range(3):  # B-Pref's threshold shrinks at the second session.
-        assert ask(preset("equal"), [query(left, right)], returns) == [choice]
+    for feedback_session in range(3):  # B-Pref's threshold shrinks at the second session.
+        assert ask(preset("equal"), [query(left, right)], returns, feedback_session=feedback_session) == [choice]
 
 
 def test_equal_share_follows_the_formula():
@@ -228,3 +255,175 @@ def test_numbers_out_of_range_are_refused(wrong):
 def test_unknown_teacher_suggests():
     with pytest.raises(UnknownNameError, match="Did you mean 'oracle'"):
         TeacherConfig(name="oracel")
+
+
+# ---------------------------------------------------------------- B-Pref as published
+
+
+def compat(name: str = "oracle", **parameters: float):
+    teacher = make_teacher(TeacherConfig(name=name, bpref_compat=True, **parameters))
+    assert isinstance(teacher, BPrefTeacher)
+    return teacher
+
+
+def slow_bpref(queries, parameters, returns, feedback_session, draws) -> list[str]:
+    """B-Pref's teacher written down step by step from the description of its code, one query after the other."""
+    episode_returns, episode_lengths = returns
+    length = len(queries[0].left)
+    margin = 0.0
+    if len(episode_returns):
+        margin = sum(episode_returns) / len(episode_returns) * length / (sum(episode_lengths) / len(episode_lengths))
+    thr_skip, thr_equal = margin * parameters.eps_skip, margin * parameters.eps_equal
+    if feedback_session > 0:
+        thr_skip, thr_equal = thr_skip * parameters.eps_skip, thr_equal * parameters.eps_equal
+    words = []
+    for number, asked in enumerate(queries):
+        sums = [sum(float(reward) for reward in side.true_rewards) for side in (asked.left, asked.right)]
+        if thr_skip > 0 and not max(sums) > thr_skip:
+            words.append("skip")
+            continue
+        weighted = [0.0, 0.0]
+        for i, side in enumerate((asked.left, asked.right)):
+            for reward in side.true_rewards:
+                weighted[i] = weighted[i] * parameters.gamma + float(reward)
+        # Label 1 says that right is better.
+        label = 1 if weighted[0] < weighted[1] else 0
+        if parameters.beta > 0:
+            scaled = [parameters.beta * value for value in weighted]
+            p_left = exp(scaled[0] - max(scaled)) / sum(exp(value - max(scaled)) for value in scaled)
+            label = 0 if draws[0][number] < p_left else 1
+        if draws[1][number] < parameters.eps_mistake:
+            label = 1 - label
+        is_equal = abs(sums[0] - sums[1]) < thr_equal
+        words.append("equal" if is_equal else ("left", "right")[label])
+    return words
+
+
+@given(
+    rewards=st.lists(st.tuples(*[st.lists(st.integers(-3, 6), min_size=4, max_size=4)] * 2), min_size=1, max_size=25),
+    beta=st.sampled_from([-1.0, 0.3, 1.0, 10.0]),
+    gamma=st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+    eps=st.tuples(st.sampled_from([0.0, 0.25, 1.0]), *[st.sampled_from([0.0, 0.1, 0.5, 1.0])] * 2),
+    episodes=st.lists(st.tuples(st.integers(-40, 80), st.integers(4, 20)), max_size=4),
+    feedback_session=st.integers(0, 3),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=300, deadline=None)
+def test_compatible_teacher_is_b_prefs(rewards, beta, gamma, eps, episodes, feedback_session, seed):
+    """Whole rewards and gammas that are powers of two leave no rounding in sums, so that ties are ties in both."""
+    parameters = TeacherParameters(beta, gamma, *eps)
+    queries = [query(left, right) for left, right in rewards]
+    returns = tuple(np.array([episode[i] for episode in episodes], kind) for i, kind in ((0, float), (1, np.int64)))
+    draws = np.random.default_rng(seed).random((2, len(queries)))
+    choices = ask(BPrefTeacher("any", parameters), queries, returns, seed, feedback_session)
+    assert choices == slow_bpref(queries, parameters, returns, feedback_session, draws)
+
+
+@pytest.mark.parametrize("name", sorted(TEACHERS))
+@pytest.mark.parametrize("feedback_session", [0, 1])
+def test_compatible_presets_are_b_prefs(name, feedback_session):
+    queries = random_queries(500, length=7)
+    returns = (np.array([30.0, 10.0]), np.array([50, 150]))
+    draws = np.random.default_rng(5).random((2, 500))
+    expected = slow_bpref(queries, TEACHERS[name], returns, feedback_session, draws)
+    assert ask(compat(name), queries, returns, 5, feedback_session) == expected
+
+
+@pytest.mark.parametrize("name", ["equal", "skip"])
+def test_compatible_thresholds_are_multiplied_by_eps_twice_from_the_second_session_on(name):
+    # 0.1 * mean return 200 * segment length 10 / mean episode length 100 = 2, then 0.1 * 2 = 0.2
+    returns = (np.array([100.0, 300.0]), np.array([50, 150]))
+    queries = [query([best] + [0.0] * 9, [0.0] * 10) for best in (0.19, 0.21, 1.99, 2.01)]
+    word = Choice(name)
+    answers = [ask(compat(name), queries, returns, feedback_session=number) for number in range(4)]
+    assert answers[0] == [word] * 3 + [Choice.LEFT]
+    assert answers[1] == answers[2] == answers[3] == [word] + [Choice.LEFT] * 3
+
+
+def test_compatible_thresholds_include_skips_and_exclude_ties():
+    # 0.5 * return 8 * segment length 2 / episode length 4 = 2
+    returns, queries = (np.array([8.0]), np.array([4])), [query([2.0, 0.0], [0.0, 0.0])]
+    assert ask(compat(eps_skip=0.5), queries, returns) == [Choice.SKIP]
+    assert ask(compat(eps_equal=0.5), queries, returns) == [Choice.LEFT]
+
+
+@pytest.mark.parametrize("name", ["equal", "skip"])
+@pytest.mark.parametrize("returns", [(np.array([-200.0]), np.array([100])), NO_RETURNS], ids=["negative", "none"])
+def test_compatible_thresholds_are_off_for_negative_returns_and_before_the_first(name, returns):
+    queries = random_queries(500, shift=-1.0)
+    assert ask(compat(name), queries, returns) == ask(compat("oracle"), queries, returns)
+
+
+def test_compatible_ties_are_left():
+    tie = query([1.0, 0.0], [0.0, 1.0])
+    assert set(ask(compat("oracle"), [tie] * 100)) == {Choice.LEFT}
+    assert_share(ask(compat("mistake"), [tie] * NUM_DRAWS), Choice.RIGHT, 0.1)
+    assert_share(ask(compat("noisy"), [tie] * NUM_DRAWS), Choice.LEFT, 0.5)
+
+
+def test_compatible_teachers_draw_the_same_numbers():
+    rngs = [np.random.default_rng(0), np.random.default_rng(0)]
+    queries = random_queries(9)
+    for teacher, rng in zip((compat("noisy"), preset("noisy")), rngs, strict=True):
+        teacher.answer(queries, rng, NO_RETURNS)
+    assert rngs[0].random() == rngs[1].random()
+
+
+# ---------------------------------------------------------------- settings of all kinds
+
+JUDGE = {"kind": "judge", "url": "https://example.com/v1", "model": "m", "prompt": "p"}
+
+
+def test_every_preset_and_kind_has_one_line():
+    assert list(TEACHER_DESCRIPTIONS) == [*TEACHERS, "synthetic", "scripted", "judge"]
+    assert all(text and "\n" not in text and len(text) < 110 for text in TEACHER_DESCRIPTIONS.values())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"kind": "scripted", "function": "a:b", "eps_mistake": 0.1},
+            "teacher.eps_mistake was given.*scripted.*Used by: synthetic",
+        ),
+        ({"kind": "scripted", "function": "a:b", "name": "noisy"}, "teacher.name was given"),
+        ({"kind": "scripted", "function": "a:b", "num_frames": 3}, "teacher.num_frames.*teacher.kind=judge"),
+        ({"function": "a:b"}, "teacher.function was given, but teacher.kind is synthetic.*teacher.kind=scripted"),
+        ({"url": "http://localhost"}, "teacher.url was given"),
+        ({**JUDGE, "beta": 1.0}, "teacher.beta was given, but teacher.kind is judge"),
+        ({**JUDGE, "bpref_compat": True}, "teacher.bpref_compat was given"),
+        ({"kind": "scripted"}, "needs teacher.function.*package.module:function"),
+        *(({**JUDGE, name: None}, f"teacher.kind=judge needs teacher.{name}") for name in ("url", "model", "prompt")),
+        *(
+            ({**JUDGE, "url": url}, "is no address")
+            for url in ("example.com/v1", "ftp://example.com", "http://", "http://[")
+        ),
+        ({**JUDGE, "url": "https://me:secret@example.com/v1"}, "holds a user name"),
+        ({**JUDGE, "url": "https://example.com/v1?key=secret"}, "holds a user name"),
+        ({**JUDGE, "api_key_env": "sk-secret"}, "no name of an environment variable"),
+        ({**JUDGE, "max_cost": 1.0}, "without prices"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_in_one_line(wrong, message):
+    with pytest.raises(ConfigError, match=message) as raised:
+        TeacherConfig(**wrong)
+    assert "\n" not in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({}, "oracle"),
+        ({"name": "noisy", "bpref_compat": True}, "noisy"),
+        ({"kind": "scripted", "function": "a.b:c"}, "a.b:c"),
+        (JUDGE, "judge:m"),
+    ],
+)
+def test_the_name_that_is_stored(config, name):
+    assert TeacherConfig(**config).teacher_name == name
+
+
+def test_settings_survive_being_stored():
+    for config in (TeacherConfig(), TeacherConfig(kind="scripted", function="a:b"), TeacherConfig(**JUDGE)):
+        assert TeacherConfig.model_validate_json(config.model_dump_json()) == config

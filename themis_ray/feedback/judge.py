@@ -278,7 +278,12 @@ class JudgeTeacher:
         stop: threading.Event,
     ) -> Reply[Choice]:
         messages = make_messages(self.parameters.prompt, clips[query.left.id], clips[query.right.id])
-        reply = self._endpoint.ask(client, messages, read_choice, rng, stop)
+        try:
+            reply = self._endpoint.ask(client, messages, read_choice, rng, stop)
+        except Exception:
+            # Here and not where results are gathered: the next question would have been sent by then.
+            stop.set()
+            raise
         choice = Choice.SKIP if reply.outcome == "unclear" else reply.value
         if choice is not None or reply.cost:
             self.cache.add(query.id, choice, reply.num_calls, reply.cost)

@@ -94,7 +94,7 @@ def find_function(path: str) -> Callable[[Any, Any], Any]:
         )
     function = vars(module)[name]
     if not (callable(function) and _takes_two(function)):
-        what = f"{name}{_signature(function)}" if callable(function) else f"a {type(function).__name__}"
+        what = f"{name}{_signature(function)}" if callable(function) else f"of type {type(function).__name__}"
         raise ConfigError(
             f"teacher.function={path!r} is {what}. Give a function that can be called with two segments, (left, right)."
         )
