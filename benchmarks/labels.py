@@ -130,7 +130,7 @@ class KnownSettings:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._settings: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
-        self._defaults = dict(_flatten(yaml.safe_load(dump_config(load_config(None, [])))))
+        self._defaults = dict(_flatten(yaml.safe_load(dump_config(load_config(None, ["env.id=Pendulum-v1"])))))
 
     def fingerprint(self, settings: Mapping[str, Any]) -> str:
         """The fingerprint of the stored settings that these go with, else a new one, stored at once."""

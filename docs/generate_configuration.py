@@ -196,6 +196,8 @@ def make_document() -> str:
             parts.append("The presets and their numbers are in [teachers.md](teachers.md).\n")
         if prefix == "feedback.":
             parts.append("Samplers and schedules are explained in [samplers.md](samplers.md).\n")
+        if prefix == "reward.":
+            parts.append("The options are explained in [reward-models.md](reward-models.md).\n")
         if prefix == "env.":
             parts.append("Families, observations and horizons are in [environments.md](environments.md).\n")
     parts.append(resolution())

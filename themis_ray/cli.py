@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
+from gymnasium import spaces
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from themis_ray.config import ExperimentConfig, dump_config, load_config, resolve
 from themis_ray.data import PreferenceDataset
-from themis_ray.envs import EnvSpec
-from themis_ray.errors import ConfigError, ThemisError
+from themis_ray.data.exchange import ArraySpec, DatasetCounts, EnvLayout, export_dataset, import_dataset
+from themis_ray.envs import EnvConfig, EnvSpec, get_env_spec
+from themis_ray.errors import ConfigError, ThemisError, lookup
 from themis_ray.experiment import run_experiment, run_pretraining
-from themis_ray.rllib import open_reference
+from themis_ray.feedback import SAMPLERS, SCHEDULE_DESCRIPTIONS, TEACHER_DESCRIPTIONS
+from themis_ray.reward import REWARD_MODELS
+from themis_ray.rllib import ALGORITHM_DESCRIPTIONS, open_reference
 from themis_ray.snapshots import (
     adopt_settings,
     check_snapshot,
@@ -51,6 +58,18 @@ Examples:
   themis train env.id=Pendulum-v1 --from snapshots/pendulum
   themis train env.id=Pendulum-v1 --from snapshots/pendulum seed=1 feedback.sampler=entropy
 """
+
+
+DATA_EXAMPLES = """
+\b
+Examples:
+  themis data export runs/pendulum-v1-sac-oracle-s0 --out pendulum-hub --format huggingface
+  themis data import pendulum-hub --out datasets/pendulum
+  themis data import preferences.pkl --out datasets/pendulum --env Pendulum-v1
+"""
+
+# A shorter import or export shows no bar.
+PROGRESS_DELAY_S = 5.0
 
 
 class OneLineErrors(click.Group):
@@ -250,6 +269,131 @@ def print_summary(summary: Mapping[str, Any], folder: RunFolder) -> None:
     add("env steps per second", f"{summary['env_steps_per_s']:.0f}")
     Console().print(table)
     click.echo(f"Run folder: {folder.path}  (plot: {folder.path / 'plot.png'})")
+
+
+# ---------------------------------------------------------------- list
+
+# What `themis list` can list: names with one line each, from beside the registries.
+LISTS: Mapping[str, Mapping[str, str]] = {
+    "teachers": TEACHER_DESCRIPTIONS,
+    "samplers": {name: spec.description for name, spec in SAMPLERS.items()},
+    "algorithms": ALGORITHM_DESCRIPTIONS,
+    "reward-models": REWARD_MODELS,
+    "schedules": SCHEDULE_DESCRIPTIONS,
+}
+
+
+@main.command("list")
+@click.argument("kind", metavar=f"[{'|'.join(LISTS)}]")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def list_command(kind: str, debug: bool) -> None:
+    """Print what there is to choose from, with one line each."""
+    del debug
+    descriptions = lookup("list of", kind, LISTS)
+    width = max(map(len, descriptions))
+    for name, description in descriptions.items():
+        # click takes the bold type out where the output is no terminal.
+        click.echo(f"{click.style(name, bold=True)}{' ' * (width - len(name))}  {description}")
+
+
+# ---------------------------------------------------------------- data
+
+
+@main.group(epilog=DATA_EXAMPLES)
+def data() -> None:
+    """Bring preferences in and out: Parquet, JSON lines, Hugging Face, imitation, B-Pref."""
+
+
+@data.command("import", epilog=DATA_EXAMPLES)
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for the dataset.")
+@click.option(
+    "--format",
+    "format_name",
+    default="auto",
+    show_default=True,
+    help="auto, parquet, jsonl, huggingface, imitation or bpref.",
+)
+@click.option("--env", "env_id", help="Environment the data comes from. imitation and bpref need it.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def import_command(source: Path, out: Path, format_name: str, env_id: str | None, debug: bool) -> None:
+    """Copy preferences of another program into a dataset that runs can use.
+
+    Pickles are read without running anything that they name.
+    """
+    del debug
+    layout = None if env_id is None else make_env_layout(env_id)
+    with _late_progress(f"import {source}") as report:
+        counts = import_dataset(source, out, format_name, layout, report)
+    _print_counts("Imported", counts, out)
+
+
+@data.command("export", epilog=DATA_EXAMPLES)
+@click.argument("source", type=click.Path(path_type=Path), metavar="RUN_OR_DATASET")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder.")
+@click.option("--format", "format_name", required=True, help="parquet, jsonl or huggingface.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def export_command(source: Path, out: Path, format_name: str, debug: bool) -> None:
+    """Copy the preferences and segments of a run or dataset for other programs."""
+    del debug
+    with _late_progress(f"export {source}") as report:
+        counts = export_dataset(source, out, format_name, report)
+    _print_counts("Exported", counts, out)
+
+
+def make_env_layout(env_id: str) -> EnvLayout:
+    """Return what imported steps of an environment must look like, and how runs store them.
+
+    Raises:
+        UnknownNameError: No environment has this id.
+        ConfigError: The environment cannot be made.
+    """
+    stored = get_env_spec(EnvConfig(id=env_id))
+    inner = get_env_spec(EnvConfig(id=env_id, fixed_horizon=False))
+    observations, actions = inner.observation_space, inner.action_space
+    bounds = None
+    if isinstance(actions, spaces.Box) and bool(actions.bounded_below.all() and actions.bounded_above.all()):
+        bounds = (actions.low, actions.high)
+    return EnvLayout(
+        env_id=env_id,
+        observations=ArraySpec(observations.shape, np.dtype(observations.dtype)),
+        # RLlib hands the actions of a policy over in 32 bits, whatever the space says.
+        actions=ArraySpec(
+            tuple(actions.shape or ()), np.dtype(np.float32 if isinstance(actions, spaces.Box) else np.int32)
+        ),
+        has_mark=stored.observation_space.shape != observations.shape,
+        action_bounds=bounds,
+        num_actions=int(actions.n) if isinstance(actions, spaces.Discrete) else None,
+    )
+
+
+@contextmanager
+def _late_progress(description: str) -> Iterator[Callable[[float], None]]:
+    """Yield a function that takes shares of the work from 0 to 1; a bar appears after `PROGRESS_DELAY_S`."""
+    started = time.monotonic()
+    with ExitStack() as stack:
+        bar: Progress | None = None
+
+        def report(share: float) -> None:
+            nonlocal bar
+            if bar is None and time.monotonic() - started >= PROGRESS_DELAY_S:
+                bar = stack.enter_context(_progress_bar(Console(stderr=True)))
+                bar.add_task(description, total=1.0, status="")
+            if bar is not None:
+                bar.update(bar.task_ids[0], completed=share)
+
+        yield report
+
+
+def _print_counts(verb: str, counts: DatasetCounts, out: Path) -> None:
+    choices = ", ".join(f"{num} {choice}" for choice, num in counts.choices.items())
+    env_ids = ", ".join(sorted(counts.env_ids))
+    click.echo(
+        f"{verb} {counts.num_queries} preferences ({choices}) about {counts.num_segments} segments of {env_ids}."
+    )
+    if counts.num_left_out:
+        click.echo(f"Left out: {counts.num_left_out} pairs of a segment with itself.")
+    click.echo(f"Folder: {out}")
 
 
 if __name__ == "__main__":

@@ -137,10 +137,16 @@ def resolve(config: ExperimentConfig) -> tuple[ExperimentConfig, EnvSpec]:
             f"exploration takes {num_before} env steps, but the run has num_env_steps={config.num_env_steps}. "
             "Train longer, or lower exploration.num_seed_steps and exploration.num_env_steps."
         )
+    segment_length = _segment_length(config, spec)
+    if config.reward.temporal_crop >= segment_length:
+        raise ConfigError(
+            f"reward.temporal_crop={config.reward.temporal_crop} leaves nothing of segments of {segment_length} steps. "
+            f"Give at most {segment_length - 1}."
+        )
     update = {
         "algorithm": algorithm,
         "exploration": exploration,
-        "feedback": config.feedback.model_copy(update={"segment_length": _segment_length(config, spec)}),
+        "feedback": config.feedback.model_copy(update={"segment_length": segment_length}),
         "reward": config.reward.model_copy(
             update={"num_epochs": config.reward.num_epochs or DEFAULT_NUM_EPOCHS[spec.observation_kind]}
         ),

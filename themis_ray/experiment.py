@@ -34,7 +34,8 @@ logger = logging.getLogger("themis_ray")
 OBJECT_STORE_BYTES = 512 * 2**20
 LOOP_METRICS = (
     *("fit_loss", "fit_accuracy", "fit_num_epochs", "heldout_accuracy", "reward_correlation"),
-    *("fresh_accuracy", "policy_disagreement", "growth_ratio"),
+    *("fit_trusted_share", "fit_flipped_share", "fit_num_pseudo_labels"),
+    *("fit_heldout_loss", "fit_heldout_pair_accuracy", "fresh_accuracy", "policy_disagreement", "growth_ratio"),
 )
 LEARNER_METRICS = {
     "policy_loss": ("policy_loss",),

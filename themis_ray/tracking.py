@@ -35,6 +35,11 @@ METRICS: Mapping[str, str] = {
     "fit_loss": "Cross-entropy of the last pass of the newest fit.",
     "fit_accuracy": "Training accuracy, mean over members, of the last pass of the newest fit.",
     "fit_num_epochs": "Passes of the newest fit.",
+    "fit_trusted_share": "Share of answers that the filter let the last pass learn as they are.",
+    "fit_flipped_share": "Share of answers that the filter turned round in the last pass.",
+    "fit_num_pseudo_labels": "Unanswered queries that the last pass learnt.",
+    "fit_heldout_loss": "Cross-entropy of the preferences kept out of the newest fit.",
+    "fit_heldout_pair_accuracy": "Accuracy on the preferences kept out, mean over members.",
     "heldout_accuracy": "Share of fresh pairs that the ensemble orders like the true reward.",
     "reward_correlation": "Pearson correlation of predicted and true reward on fresh segments.",
     "fresh_accuracy": "The same for pairs of the newest episodes, measured twenty times a run.",
@@ -50,7 +55,15 @@ METRICS: Mapping[str, str] = {
     "wall_s": "Seconds of training so far, over all starts of this run.",
 }
 
-CONTENTS = ("config.yaml", "metrics.jsonl", "metrics.superseded.jsonl", "summary.json", "plot.png", "run.log")
+CONTENTS = (
+    "config.yaml",
+    "metrics.jsonl",
+    "metrics.superseded.jsonl",
+    "summary.json",
+    "plot.png",
+    "run.log",
+    "judge_answers.jsonl",
+)
 FOLDERS = ("preferences", "segments", "checkpoints", "tensorboard", "wandb")
 CHECKPOINT_FORMAT = 1
 

@@ -417,6 +417,11 @@ def test_swapping_every_query_and_answer_mirrors_every_label(tmp_path_factory, r
         {"left": np.array([0, 1])},
         {"right": np.array([2])},
         {"left": np.array([-1])},
+        {"labels": np.array([1.1], np.float32)},
+        {"labels": np.array([np.nan], np.float32)},
+        {"weights": np.ones(2, np.float32)},
+        {"weights": np.array([-1], np.float32)},
+        {"weights": np.array([np.inf], np.float32)},
     ],
 )
 def test_labelled_pairs_that_do_not_fit_together_are_refused(changes):
@@ -430,3 +435,17 @@ def test_labelled_pairs_that_do_not_fit_together_are_refused(changes):
     assert len(LabelledPairs(**fields)) == 1
     with pytest.raises(ValueError, match="must"):
         LabelledPairs(**(fields | changes))
+
+
+def test_weights_are_ones_unless_a_function_of_the_preference_gives_them(tmp_path):
+    dataset = PreferenceDataset(tmp_path)
+    choices = [Choice.LEFT, Choice.SKIP, Choice.RIGHT]
+    append(dataset, [(0, 1), (2, 3)], choices[:2])
+    append(dataset, [(1, 2)], choices[2:], session=1)
+    pairs = dataset.labelled_pairs()
+    assert pairs.weights.tolist() == [1, 1]
+    assert pairs.weights.dtype == np.float32
+    weighted = dataset.labelled_pairs(weight=lambda preference: 0.25 + preference.feedback_session)
+    assert weighted.weights.tolist() == [0.25, 1.25]
+    with pytest.raises(ValueError, match="weights must be at least 0"):
+        dataset.labelled_pairs(weight=lambda _: -1.0)

@@ -4,7 +4,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from themis_ray.reward import RunningStd, exploration, state_entropy_rewards
+from themis_ray.reward import (
+    RewardConfig,
+    RunningStd,
+    disagreement_bonus,
+    exploration,
+    optimistic_rewards,
+    state_entropy_rewards,
+)
 
 torch.set_num_threads(1)
 
@@ -100,3 +107,25 @@ def test_running_std_continues_from_its_state() -> None:
     resumed.set_state(stopped.get_state())
     resumed.update(second)
     assert resumed.get_state() == through.get_state()
+
+
+def test_optimism_pays_the_std_of_the_members() -> None:
+    members = np.random.default_rng(0).standard_normal((3, 50)).astype(np.float32)
+    rewards = optimistic_rewards(members, 0.5)
+    for step in range(50):
+        values = [float(value) for value in members[:, step]]
+        mean = sum(values) / 3
+        std = (sum((value - mean) ** 2 for value in values) / 3) ** 0.5
+        assert rewards[step] == pytest.approx(mean + 0.5 * std, abs=1e-5)
+    np.testing.assert_array_equal(optimistic_rewards(members, 0.0), members.mean(axis=0))
+    assert rewards.dtype == np.float32
+
+
+def test_the_bonus_decays_by_its_factor_per_env_step() -> None:
+    config = RewardConfig(disagreement_bonus=0.05, disagreement_bonus_decay=0.999)
+    assert disagreement_bonus(config, 0) == 0.05
+    bonus = 0.05
+    for _ in range(300):
+        bonus *= 0.999
+    assert disagreement_bonus(config, 300) == pytest.approx(bonus)
+    assert disagreement_bonus(RewardConfig(), 300) == 0

@@ -1,3 +1,4 @@
+import asyncio
 import os
 import signal
 import threading
@@ -12,9 +13,17 @@ import ray
 from gymnasium.spaces import Box
 
 from themis_ray.data import LabelledPairs
-from themis_ray.reward import RewardConfig, RewardEnsemble, ensemble_state, fit, load_ensemble_state, make_optimizer
+from themis_ray.reward import (
+    RewardConfig,
+    RewardEnsemble,
+    UnlabelledPairs,
+    ensemble_state,
+    fit,
+    load_ensemble_state,
+    make_optimizer,
+)
 from themis_ray.rllib import RewardModel, RewardModelSpec
-from themis_ray.rllib.reward_actor import PREDICT_CHUNK_ROWS
+from themis_ray.rllib.reward_actor import PREDICT_CHUNK_ROWS, RewardModelActor
 
 pytestmark = pytest.mark.ray
 
@@ -154,6 +163,31 @@ def test_predict_answers_while_a_fit_runs_and_the_fit_is_that_of_the_local_ensem
     assert result["info"] == info
     assert model.version == model.status()["version"] == 1
     assert_same_tree(model.state, {"ensemble": ensemble_state(ensemble, optimizer), "version": 1})
+
+
+def test_a_fit_takes_unlabelled_pairs_and_sets_the_bonus() -> None:
+    config = RewardConfig(hidden_sizes=(16,), num_epochs=10, pseudo_label_threshold=0.6, normalize_predictions=True)
+    pairs, others, probe = make_pairs(40), make_pairs(60, seed=1), steps(30)
+    unlabelled = UnlabelledPairs(others.observations, others.actions, others.left, others.right)
+    # The actor without Ray: what it computes is the same.
+    actor = RewardModelActor(RewardModelSpec(STATE, TORQUE, "vector", config, seed=3).pack())
+
+    async def run() -> tuple[dict[str, float], dict[str, Any], np.ndarray]:
+        await actor.start()
+        info, state = await actor.fit(pairs, 11, bonus=0.3, unlabelled=unlabelled)
+        return info, state, await actor.predict(*probe)
+
+    info, state, predicted = asyncio.run(run())
+    ensemble = RewardEnsemble(STATE, TORQUE, "vector", config, 3)
+    optimizer = make_optimizer(ensemble, config)
+    rng = np.random.default_rng(11)
+    assert info == fit(ensemble, optimizer, pairs, config, rng, unlabelled=unlabelled)
+    assert info["num_pseudo_labels"] > 0
+    plain = ensemble.predict(*probe)
+    ensemble.bonus = 0.3
+    np.testing.assert_array_equal(predicted, ensemble.predict(*probe))
+    assert not np.array_equal(predicted, plain)
+    assert_same_tree(state["ensemble"], ensemble_state(ensemble, optimizer))
 
 
 def test_load_puts_weights_optimiser_and_version_back(model: RewardModel) -> None:

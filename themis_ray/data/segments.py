@@ -121,7 +121,12 @@ class Query:
     @property
     def id(self) -> str:
         """32 hexadecimal digits; the same pair the other way round has another id."""
-        return _digest(f"{self.left.id}|{self.right.id}".encode())
+        return query_id(self.left.id, self.right.id)
+
+
+def query_id(left_id: str, right_id: str) -> str:
+    """Returns the 32 hexadecimal digits that name the query (left, right)."""
+    return _digest(f"{left_id}|{right_id}".encode())
 
 
 def content_id(

@@ -11,7 +11,14 @@ from themis_ray.feedback.information import (
     value_of_information,
 )
 from themis_ray.feedback.samplers import SAMPLERS, Candidates, Sampler, SamplerSpec, choose_queries
-from themis_ray.feedback.schedules import SCHEDULES, FeedbackConfig, Session, queries_due, session_plan
+from themis_ray.feedback.schedules import (
+    SCHEDULE_DESCRIPTIONS,
+    SCHEDULES,
+    FeedbackConfig,
+    Session,
+    queries_due,
+    session_plan,
+)
 from themis_ray.feedback.scripted import ScriptedTeacher
 from themis_ray.feedback.teacher_config import TeacherConfig, check_teacher, make_teacher
 from themis_ray.feedback.teachers import (
@@ -27,6 +34,7 @@ from themis_ray.feedback.teachers import (
 __all__ = [
     "SAMPLERS",
     "SCHEDULES",
+    "SCHEDULE_DESCRIPTIONS",
     "TEACHERS",
     "TEACHER_DESCRIPTIONS",
     "BPrefTeacher",

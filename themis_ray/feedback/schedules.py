@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from themis_ray.errors import ConfigError, lookup
 from themis_ray.feedback.samplers import SAMPLERS
 
-__all__ = ["SCHEDULES", "FeedbackConfig", "Session", "queries_due", "session_plan"]
+__all__ = ["SCHEDULES", "SCHEDULE_DESCRIPTIONS", "FeedbackConfig", "Session", "queries_due", "session_plan"]
 
 DEFAULT_NUM_SESSIONS = 10
 MIN_SESSION_SIZE = 5
@@ -23,6 +23,12 @@ SCHEDULES: dict[str, Schedule] = {
     "constant": lambda t, _: np.ones_like(t),
     "decreasing": lambda t, last: (last - t) / last,
     "increasing": lambda t, last: last / (last - t + 1.0),
+}
+
+SCHEDULE_DESCRIPTIONS: dict[str, str] = {
+    "constant": "feedback sessions of one size",
+    "decreasing": "large sessions first: size proportional to (T - t) / T, for env step t of T",
+    "increasing": "large sessions last: size proportional to T / (T - t + 1)",
 }
 
 

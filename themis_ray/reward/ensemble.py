@@ -56,9 +56,7 @@ class RewardEnsemble(nn.Module):
     remembers from fit to fit.
     """
 
-    reward_bonus: Tensor
-    reward_shift: Tensor
-    reward_scale: Tensor
+    prediction_terms: Tensor  # bonus, shift, scale; one tensor, so that a GPU is asked once
     filter_statistics: Tensor
 
     def __init__(
@@ -81,8 +79,7 @@ class RewardEnsemble(nn.Module):
         self.action_space = action_space
         self.num_epochs = config.num_epochs or DEFAULT_NUM_EPOCHS[observation_kind]
         self._chunk_size = _CHUNK_SIZES[observation_kind]
-        for name, value in (("reward_bonus", 0.0), ("reward_shift", 0.0), ("reward_scale", 1.0)):
-            self.register_buffer(name, torch.tensor(value))
+        self.register_buffer("prediction_terms", torch.tensor([0.0, 0.0, 1.0]))
         self.register_buffer("filter_statistics", torch.tensor([0.0, 1.0, 0.0]))
         num_action_values = _num_action_values(action_space)
         generator = torch.Generator().manual_seed(seed)
@@ -114,11 +111,11 @@ class RewardEnsemble(nn.Module):
     @property
     def bonus(self) -> float:
         """How much of the std over members `predict` adds to their mean; 0 at first."""
-        return float(self.reward_bonus)
+        return float(self.prediction_terms[0])
 
     @bonus.setter
     def bonus(self, value: float) -> None:
-        self.reward_bonus.fill_(value)
+        self.prediction_terms[0] = value
 
     @property
     def bytes_per_row(self) -> int:
@@ -161,8 +158,8 @@ class RewardEnsemble(nn.Module):
         reward = (mean + bonus * std - shift) / scale, with mean and std over members (`optimistic_rewards`), and
         shift and scale from `normalize_on`. Without bonus and normalisation this is the mean.
         """
-        rewards = optimistic_rewards(self.predict_members(observations, actions, chunk_size), self.bonus)
-        shift, scale = float(self.reward_shift), float(self.reward_scale)
+        bonus, shift, scale = self.prediction_terms.tolist()
+        rewards = optimistic_rewards(self.predict_members(observations, actions, chunk_size), bonus)
         return rewards if (shift, scale) == (0.0, 1.0) else (rewards - shift) / scale
 
     def normalize_on(self, observations: NDArray[Any], actions: NDArray[Any]) -> None:
@@ -178,8 +175,8 @@ class RewardEnsemble(nn.Module):
         flat_actions = actions.reshape(-1, *actions.shape[2:])
         rewards = self.predict_members(flat_observations, flat_actions).mean(axis=0, dtype=np.float64)
         std = float(rewards.std())
-        self.reward_shift.fill_(float(rewards.mean()))
-        self.reward_scale.fill_(std if std > _MIN_STD else 1.0)
+        self.prediction_terms[1] = float(rewards.mean())
+        self.prediction_terms[2] = std if std > _MIN_STD else 1.0
 
     @torch.inference_mode()
     def predict_members(

@@ -91,8 +91,9 @@ def held_out(pairs: LabelledPairs, share: float) -> NDArray[np.bool_]:
     """Returns which pairs are kept from the fit, (N,): about `share` of them, at least 1 when there are two or more.
 
     A number in [0, 1) is made of the contents of both segments; the pairs below `share`, and the one with the
-    smallest number, are held out. So the split needs no memory, does not depend on the order of pairs or sides, and a
-    pair that one fit has learnt is never held out of a later one to which pairs were added.
+    smallest number, are held out, but never all. So the split needs no memory and does not depend on the order of
+    pairs or sides, and a pair that one fit has learnt is not held out of a later one to which pairs were added; but
+    where all pairs of the first fit are below `share`, the one with the largest number is learnt.
     """
     num_pairs = len(pairs)
     if share == 0 or num_pairs < 2:

@@ -9,6 +9,7 @@ from themis_ray.rllib.reference import ReferencePolicy, open_reference
 from themis_ray.rllib.replay import ReplayBuffer, Transitions
 from themis_ray.rllib.reward_actor import RewardModel, RewardModelActor, RewardModelSpec
 from themis_ray.rllib.settings import (
+    ALGORITHM_DESCRIPTIONS,
     AlgorithmSettings,
     ExplorationSettings,
     LoopSettings,
@@ -17,6 +18,7 @@ from themis_ray.rllib.settings import (
 )
 
 __all__ = [
+    "ALGORITHM_DESCRIPTIONS",
     "AlgorithmSettings",
     "ExplorationSettings",
     "LoopSettings",

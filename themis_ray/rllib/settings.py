@@ -60,6 +60,12 @@ class AlgorithmSettings(BaseModel):
     )
 
 
+ALGORITHM_DESCRIPTIONS: Mapping[str, str] = {
+    "ppo": "proximal policy optimisation, on-policy; Box, Discrete and MultiDiscrete actions",
+    "sac": "soft actor-critic, off-policy with relabelled replay; Box and Discrete actions",
+    "dqn": "double deep Q-learning, off-policy with relabelled replay; Discrete actions",
+}
+
 _OFF_POLICY: dict[str, Any] = {
     "learning_rate": 3e-4,
     "hidden_sizes": (256, 256),
