@@ -57,6 +57,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "labels.jsonl"
 SETTINGS = RESULTS.with_name("labels_settings.json")
 OUT = ROOT / "benchmarks" / "out"
 PLOT = ROOT / "docs" / "images" / "labels.png"
+PAGE = ROOT / "docs" / "results.md"
 
 NUM_SEEDS = {"pendulum": 10, "cartpole": 10, "minigrid": 10, "reacher": 5, "halfcheetah": 5, "lunarlander": 5}
 # Name in the table -> settings beside the task's own. The budget of `half_labels` is filled in from the task.
@@ -66,8 +67,9 @@ CONDITIONS: dict[str, list[str]] = {
     "half_labels": [],
     "mistake10": ["teacher.name=mistake"],
     "mistake30": ["teacher.name=mistake", "teacher.eps_mistake=0.3"],
-    "mistake30_robust": ["teacher.name=mistake", "teacher.eps_mistake=0.3", "reward.preset=robust"],
+    "mistake30_robust": ["teacher.name=mistake", "teacher.eps_mistake=0.3", "preset=robust"],
 }
+COLUMNS = ("task", "condition", "labels", "seeds", "true return", "score (IQM)", "above 0.95")
 IQM_KEYS = {
     "labels": "iqm",
     "half_labels": "iqm_half_labels",
@@ -306,6 +308,42 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
+def sentences(report: Mapping[str, Any]) -> Iterator[str]:
+    """One line per condition: the IQM over all tasks with its interval, and the runs above 0.95."""
+    for condition, key in IQM_KEYS.items():
+        if key in report:
+            above = report[f"seeds_above_095{key.removeprefix('iqm')}"]
+            interval = f"[{report[f'{key}_low']:.3f}, {report[f'{key}_high']:.3f}]"
+            yield f"{condition}: IQM {report[key]:.3f} {interval}, above 0.95: {above}"
+
+
+def write_page(results: Sequence[Mapping[str, Any]], report: Mapping[str, Any], path: Path) -> None:
+    """Writes everything that is stored as a page of the documentation."""
+    num_missing = report["num_runs_missing"]
+    lines = [
+        "# Results: what labels buy",
+        "",
+        "`make bench-labels` writes this page from `benchmarks/results/labels.jsonl`, which holds every run with",
+        "its commit and settings. Each task of `tune_configs/tasks/` is learned from true reward and, with the same",
+        "learner and env steps, from labels: `labels` all of them, `half_labels`, `mistake10` and `mistake30` with",
+        "10 % and 30 % of the answers wrong, `mistake30_robust` with `preset=robust` on top.",
+        "",
+        "A score is (true return - random) / (mean return on true reward - random), of the final evaluation of 10",
+        "fresh episodes. The IQM is the mean of the middle half of all scores, with a 95 % bootstrap interval",
+        "stratified by task (Agarwal et al. 2021, arXiv 2108.13264).",
+        "",
+        *([f"{num_missing} of {num_missing + len(results)} runs have not been made yet.", ""] if num_missing else []),
+        *(f"* {sentence}" for sentence in sentences(report)),
+        "",
+        f"![Scores of all runs]({PLOT.relative_to(PAGE.parent)})",
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        f"| {' | '.join('---' for _ in COLUMNS)} |",
+        *(f"| {' | '.join(row)} |" for row in rows(results)),
+    ]
+    path.write_text("\n".join(lines) + "\n")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="Pendulum-v1 only")
@@ -313,7 +351,7 @@ def main() -> int:
     parser.add_argument("--conditions", default=",".join(CONDITIONS), help="some of the conditions (default all)")
     parser.add_argument("--seeds", type=int, help="seeds per task (default 10, and 5 for the slow tasks)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default 2)")
-    parser.add_argument("--report-only", action="store_true", help="train nothing, report what is stored")
+    parser.add_argument("--report-only", action="store_true", help="train nothing, report everything that is stored")
     arguments = parser.parse_args()
     tasks = ["pendulum"] if arguments.quick else arguments.tasks.split(",")
     conditions = arguments.conditions.split(",")
@@ -338,21 +376,20 @@ def main() -> int:
     report = summarise(results) | {"failures": failures, "num_runs_missing": len(wanted) - len(results)}
     OUT.mkdir(exist_ok=True)
     (OUT / "labels.json").write_text(json.dumps(report, indent=2) + "\n")
-    plot(results, PLOT)
+    if set(tasks) == set(NUM_SEEDS) and set(conditions) == set(CONDITIONS) and not arguments.seeds:
+        plot(results, PLOT)
+        write_page(results, report, PAGE)
     table = Table(title="Learned from labels against true reward", title_justify="left")
-    for column in ("task", "condition", "labels", "seeds", "true return", "score (IQM)", "above 0.95"):
+    for column in COLUMNS:
         table.add_column(column, justify="left" if column in ("task", "condition") else "right")
     for row in rows(results):
         table.add_row(*row)
     console.print(table)
-    for condition, key in IQM_KEYS.items():
-        if key in report:
-            above = report[f"seeds_above_095{key.removeprefix('iqm')}"]
-            line = f"{condition}: IQM {report[key]:.3f} [{report[f'{key}_low']:.3f}, {report[f'{key}_high']:.3f}]"
-            console.print(f"{line}, above 0.95: {above}", highlight=False)
+    for sentence in sentences(report):
+        console.print(sentence, highlight=False)
     if report["num_runs_missing"]:
         console.print(f"{report['num_runs_missing']} of {len(wanted)} runs are still missing", highlight=False)
-    console.print(f"Wrote {(OUT / 'labels.json').relative_to(ROOT)} and {PLOT.relative_to(ROOT)}", highlight=False)
+    console.print(f"Wrote {(OUT / 'labels.json').relative_to(ROOT)}", highlight=False)
     return 1 if failures else 0
 
 

@@ -2,8 +2,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from themis_ray.cli import LISTS, main
+from themis_ray.config import PRESETS
 from themis_ray.feedback import SAMPLERS, SCHEDULES, TEACHERS
-from themis_ray.reward import REWARD_MODELS
+from themis_ray.reward import REWARD_MODELS, REWARD_OPTIONS
 from themis_ray.rllib.settings import LEARNER_DEFAULTS
 
 
@@ -17,7 +18,8 @@ def themis_list(*arguments: str, color: bool = False) -> Result:
         ("teachers", {*TEACHERS, "synthetic", "scripted", "judge"}),
         ("samplers", set(SAMPLERS)),
         ("algorithms", set(LEARNER_DEFAULTS)),
-        ("reward-models", set(REWARD_MODELS)),
+        ("reward-models", {*REWARD_MODELS, *(f"reward.{name}" for name in REWARD_OPTIONS)}),
+        ("presets", set(PRESETS)),
         ("schedules", set(SCHEDULES)),
     ],
 )

@@ -6,7 +6,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from themis_ray.config import ExperimentConfig, dump_config, load_config, resolve
+from themis_ray.config import PRESET_DESCRIPTIONS, PRESETS, ExperimentConfig, dump_config, load_config, resolve
 from themis_ray.errors import ConfigError, ThemisError, UnknownNameError
 
 ROOT = Path(__file__).parents[1]
@@ -290,3 +290,26 @@ def test_dump_and_load_give_the_same_resolved_configuration(
 def test_config_error_is_what_a_wrong_key_raises() -> None:
     with pytest.raises(ConfigError):
         load("nothing.at.all=1")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_sets_its_settings_and_no_other(name: str) -> None:
+    plain = load_config(None, ["env.id=Pendulum-v1"]).model_dump()
+    for group, preset in PRESETS[name].items():
+        assert all(plain[group][key] != value for key, value in preset.items()), "a preset that sets a default"
+        plain[group] |= preset
+    assert load_config(None, ["env.id=Pendulum-v1", f"preset={name}"]).model_dump() == {**plain, "preset": name}
+    assert PRESET_DESCRIPTIONS.keys() == PRESETS.keys()
+
+
+def test_a_setting_that_is_given_wins_over_its_preset(tmp_path: Path) -> None:
+    config = load_config(None, ["env.id=Pendulum-v1", "preset=robust", "reward.num_epochs=50"])
+    assert config.reward.num_epochs == 50
+    assert config.reward.ensemble_size == PRESETS["robust"]["reward"]["ensemble_size"]
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UnknownNameError, match=r"no preset 'robuts'. Did you mean 'robust'\? Known: default, robust"):
+        load_config(None, ["env.id=Pendulum-v1", "preset=robuts"])

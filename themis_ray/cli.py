@@ -18,15 +18,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from themis_ray.config import ExperimentConfig, dump_config, load_config, resolve
+from themis_ray.config import PRESET_DESCRIPTIONS, ExperimentConfig, dump_config, load_config, resolve
 from themis_ray.data import PreferenceDataset
 from themis_ray.data.exchange import ArraySpec, DatasetCounts, EnvLayout, export_dataset, import_dataset
 from themis_ray.envs import EnvConfig, EnvSpec, get_env_spec
 from themis_ray.errors import ConfigError, ThemisError, lookup
 from themis_ray.experiment import run_experiment, run_pretraining
-from themis_ray.feedback import SAMPLERS, SCHEDULE_DESCRIPTIONS, TEACHER_DESCRIPTIONS
-from themis_ray.reward import REWARD_MODELS
-from themis_ray.rllib import ALGORITHM_DESCRIPTIONS, open_reference
+from themis_ray.feedback import SAMPLERS, SCHEDULE_DESCRIPTIONS, TEACHER_DESCRIPTIONS, open_demonstrations
+from themis_ray.reward import REWARD_MODELS, REWARD_OPTIONS, RewardConfig
+from themis_ray.rllib import ALGORITHM_DESCRIPTIONS, open_preferences, open_reference
 from themis_ray.snapshots import (
     adopt_settings,
     check_snapshot,
@@ -126,6 +126,8 @@ def train(
         # Refuse damaged files at once; starting Ray takes seconds.
         folder.latest_checkpoint()
         PreferenceDataset(folder.path)
+        if config.feedback.dataset is not None:
+            open_preferences(config, spec)
         if dry_run:
             click.echo(dump_config(config), nl=False)
             return
@@ -181,6 +183,12 @@ def _resolve_new(config: ExperimentConfig, snapshot_path: Path | None) -> tuple[
         check_snapshot(config, spec, snapshot)
     if config.algorithm.reference is not None:
         open_reference(config, spec)
+    if config.feedback.dataset is not None:
+        open_preferences(config, spec)
+    feedback = config.feedback
+    if feedback.demonstrations is not None:
+        length = feedback.segment_length or 0
+        open_demonstrations(Path(feedback.demonstrations), feedback.num_demonstrations, spec, length)
     return config, spec
 
 
@@ -195,6 +203,8 @@ def _load(settings: tuple[str, ...]) -> ExperimentConfig:
 def _free_folder(config: ExperimentConfig) -> Path:
     """Return runs/NAME, or runs/NAME-2 and so on where that holds a run."""
     who = _file_name(config.teacher.teacher_name) if config.learn_reward else "true-reward"
+    if config.feedback.dataset is not None:
+        who = "stored"
     return _free_path(Path("runs") / f"{_file_name(config.env.id)}-{config.algorithm.name}-{who}-s{config.seed}")
 
 
@@ -242,7 +252,7 @@ def _progress_bar(console: Console) -> Progress:
 
 def _status(row: Mapping[str, Any], config: ExperimentConfig) -> str:
     parts = [f"return {row['true_return_mean']:.1f}"]
-    if config.learn_reward:
+    if config.has_reward_model:
         parts += [f"labels {row['queries_asked']}/{config.feedback.budget}", f"accuracy {row['heldout_accuracy']:.2f}"]
     return "  ".join(parts)
 
@@ -261,7 +271,9 @@ def print_summary(summary: Mapping[str, Any], folder: RunFolder) -> None:
     add("true return, random actions", f"{summary['random_return_mean']:.1f}")
     if summary["reference_return"] is not None:
         add(f"true return, reference ({summary['reference_source']})", f"{summary['reference_return']:.1f}")
-    if summary["learn_reward"]:
+    if summary["dataset"] is not None:
+        add("labels used", f"{summary['num_preferences']} of {summary['dataset']}")
+    elif summary["learn_reward"]:
         add("labels used", f"{summary['queries_asked']} of {summary['budget']}")
         add("reward accuracy on held-out pairs", f"{summary['heldout_accuracy']:.3f}")
         add("correlation of predicted with true reward", f"{summary['reward_correlation']:.3f}")
@@ -278,7 +290,9 @@ LISTS: Mapping[str, Mapping[str, str]] = {
     "teachers": TEACHER_DESCRIPTIONS,
     "samplers": {name: spec.description for name, spec in SAMPLERS.items()},
     "algorithms": ALGORITHM_DESCRIPTIONS,
-    "reward-models": REWARD_MODELS,
+    "reward-models": REWARD_MODELS
+    | {f"reward.{name}": f"option: {RewardConfig.model_fields[name].description}" for name in REWARD_OPTIONS},
+    "presets": PRESET_DESCRIPTIONS,
     "schedules": SCHEDULE_DESCRIPTIONS,
 }
 

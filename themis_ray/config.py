@@ -12,15 +12,23 @@ from typing import Any
 
 import gymnasium as gym
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from themis_ray.envs import EnvSpec, get_env_spec
-from themis_ray.errors import ConfigError
+from themis_ray.errors import ConfigError, lookup
 from themis_ray.feedback import check_teacher
 from themis_ray.reward import DEFAULT_NUM_EPOCHS
-from themis_ray.rllib import AlgorithmSettings, LoopSettings, resolve_algorithm
+from themis_ray.rllib import AlgorithmSettings, LoopSettings, check_cpl, resolve_algorithm
 
-__all__ = ["ExperimentConfig", "TrackingSettings", "dump_config", "load_config", "resolve"]
+__all__ = [
+    "PRESETS",
+    "PRESET_DESCRIPTIONS",
+    "ExperimentConfig",
+    "TrackingSettings",
+    "dump_config",
+    "load_config",
+    "resolve",
+]
 
 DEFAULT_SEGMENT_LENGTH = {"vector": 50, "grid": 50, "image": 25}
 MAX_SEED_STEPS = 1000
@@ -54,9 +62,27 @@ class TrackingSettings(BaseModel):
     wandb_group: str | None = Field(None, description="W&B group, for runs that are compared.")
 
 
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "default": {},
+    "robust": {
+        "feedback": {"sampler": "uniform"},
+        "reward": {"ensemble_size": 7, "num_epochs": 3},
+    },
+}
+"""Settings by the name of the preset; one that is given wins over its preset."""
+
+PRESET_DESCRIPTIONS = {
+    "default": "the default of every setting",
+    "robust": "for teachers who are often wrong: few passes over the answers, seven members, uniform queries",
+}
+
+
 class ExperimentConfig(LoopSettings):
     """Everything that decides what a run does."""
 
+    preset: str = Field(
+        "default", description="Values for settings that are not given: default, or robust for wrong answers."
+    )
     num_evaluation_episodes: int = Field(10, ge=1, description="Episodes of the final evaluation, on fresh seeds.")
     checkpoint_interval: int | None = Field(
         None, ge=1, description="Env steps between checkpoints. None: a tenth of the run."
@@ -66,6 +92,23 @@ class ExperimentConfig(LoopSettings):
     )
     num_checkpoints_kept: int = Field(2, ge=1, description="Newest checkpoints that stay in the run folder.")
     tracking: TrackingSettings = Field(TrackingSettings(), description="Where metrics go.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, values: Any) -> Any:
+        """Put the preset's values where none is given.
+
+        Raises:
+            UnknownNameError: There is no such preset.
+        """
+        if not isinstance(values, dict) or not isinstance(values.get("preset", "default"), str):
+            return values
+        filled = dict(values)
+        for group, preset in lookup("preset", values.get("preset", "default"), PRESETS).items():
+            given = filled.get(group, {})
+            if isinstance(given, dict):
+                filled[group] = {**preset, **given}
+        return filled
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -104,7 +147,19 @@ def resolve(config: ExperimentConfig) -> tuple[ExperimentConfig, EnvSpec]:
     spec = get_env_spec(config.env)
     if config.learn_reward:
         check_teacher(config.teacher, config.env)
+    if config.feedback.kind != "preference" and config.teacher.kind != "synthetic":
+        raise ConfigError(
+            f"feedback.kind={config.feedback.kind} was given, but teacher.kind={config.teacher.kind} compares segments "
+            "only. Use feedback.kind=preference or teacher.kind=synthetic."
+        )
     name = _choose_learner(config.algorithm.name, spec)
+    if name == "cpl":
+        return _resolve_cpl(config), spec
+    if config.feedback.dataset is not None:
+        raise ConfigError(
+            f"feedback.dataset={config.feedback.dataset} was given, but {name} learns from the answers of its own run. "
+            "Leave it out, or use algorithm.name=cpl."
+        )
     algorithm = resolve_algorithm(config.algorithm, name)
     if algorithm.reference is not None and config.snapshot is not None:
         raise ConfigError(
@@ -143,10 +198,16 @@ def resolve(config: ExperimentConfig) -> tuple[ExperimentConfig, EnvSpec]:
             f"reward.temporal_crop={config.reward.temporal_crop} leaves nothing of segments of {segment_length} steps. "
             f"Give at most {segment_length - 1}."
         )
+    demonstrations = config.feedback.demonstrations
     update = {
         "algorithm": algorithm,
         "exploration": exploration,
-        "feedback": config.feedback.model_copy(update={"segment_length": segment_length}),
+        "feedback": config.feedback.model_copy(
+            update={
+                "segment_length": segment_length,
+                "demonstrations": demonstrations and str(Path(demonstrations).resolve()),
+            }
+        ),
         "reward": config.reward.model_copy(
             update={"num_epochs": config.reward.num_epochs or DEFAULT_NUM_EPOCHS[spec.observation_kind]}
         ),
@@ -155,12 +216,30 @@ def resolve(config: ExperimentConfig) -> tuple[ExperimentConfig, EnvSpec]:
     return config.model_copy(update=update), spec
 
 
+def _resolve_cpl(config: ExperimentConfig) -> ExperimentConfig:
+    """Fill in what learning from stored preferences needs: no budget, no exploration, the dataset's own segments."""
+    if config.snapshot is not None:
+        raise ConfigError(
+            f"snapshot={config.snapshot} was given, but cpl learns from feedback.dataset alone. Leave it out."
+        )
+    check_cpl(config)
+    path = str(Path(config.feedback.dataset or "").resolve())
+    exploration = {"num_seed_steps": 0, "num_env_steps": 0}
+    update = {
+        "algorithm": resolve_algorithm(config.algorithm, "cpl"),
+        "exploration": config.exploration.model_copy(update=exploration),
+        "feedback": config.feedback.model_copy(update={"budget": 0, "dataset": path}),
+        "checkpoint_interval": config.checkpoint_interval or max(1, config.num_env_steps // 10),
+    }
+    return config.model_copy(update=update)
+
+
 def _choose_learner(name: str, spec: EnvSpec) -> str:
     is_box = isinstance(spec.action_space, gym.spaces.Box)
     is_discrete = isinstance(spec.action_space, gym.spaces.Discrete)
     if name == "auto":
         return "sac" if is_box else "ppo"
-    allowed = ["ppo"] + (["sac"] if is_box or is_discrete else []) + (["dqn"] if is_discrete else [])
+    allowed = ["ppo"] + (["sac"] if is_box or is_discrete else []) + (["dqn"] if is_discrete else []) + ["cpl"]
     if name not in allowed:
         raise ConfigError(
             f"algorithm.name={name} does not fit the actions of {spec.id}, {spec.action_space}. "

@@ -44,6 +44,8 @@ LEARNER_METRICS = {
     "alpha": ("alpha",),
     "q_mean": ("q_mean",),
     "kl_to_reference": ("kl_to_reference",),
+    "cpl_loss": ("cpl_loss",),
+    "cpl_accuracy": ("cpl_accuracy",),
 }
 
 
@@ -101,7 +103,7 @@ def run_experiment(
     prepare_process()
     seed_python(config.seed)
     with ray_session(), _log_file(folder.path / "run.log"):
-        if config.learn_reward and not spec.is_fixed_horizon:
+        if config.has_reward_model and not spec.is_fixed_horizon:
             logger.warning(
                 "%s: episodes end early, and their length tells a learner how good they were, whatever reward it is "
                 "paid. Set env.fixed_horizon=true (and env.horizon) to judge the learned reward alone.",
@@ -200,7 +202,7 @@ def _restore(algorithm: Any, config: ExperimentConfig, spec: EnvSpec, folder: Ru
     """Load the newest checkpoint, start fresh episodes, and return the lines of metrics up to it."""
     latest = folder.latest_checkpoint()
     if latest is None:
-        logger.info("No checkpoint yet: starting over; %d stored answers stay.", algorithm.loop.dataset.num_queries)
+        logger.info("No checkpoint yet: starting over; %d stored answers stay.", algorithm.loop.dataset.num_questions)
         folder.rewind_metrics(-1)
         return _start(algorithm, config, spec, folder)
     path, about = latest
@@ -226,7 +228,7 @@ def _metrics(algorithm: Any, result: Mapping[str, Any]) -> dict[str, Any]:
         "episode_length_mean": float(lengths.mean()) if len(lengths) else math.nan,
         "num_episodes": int(result.get("env_runners", {}).get("num_episodes_lifetime", 0)),
         "predicted_return_mean": loop.predicted_return_mean,
-        "queries_asked": loop.dataset.num_queries,
+        "queries_asked": loop.dataset.num_questions,
         "num_preferences": loop.dataset.num_preferences,
         "reward_version": loop.reward_model.version if loop.reward_model else 0,
     }
@@ -253,7 +255,8 @@ def _summary(algorithm: Any, config: ExperimentConfig, spec: EnvSpec, rows: list
         "algorithm": config.algorithm.name,
         "seed": config.seed,
         "learn_reward": config.learn_reward,
-        "teacher": config.teacher.teacher_name,
+        "teacher": config.teacher.teacher_name if config.feedback.dataset is None else None,
+        "dataset": config.feedback.dataset,
         "sampler": config.feedback.sampler,
         "num_env_steps": algorithm.env_steps,
         "true_return_mean": float(returns.mean()),
@@ -263,7 +266,7 @@ def _summary(algorithm: Any, config: ExperimentConfig, spec: EnvSpec, rows: list
         "reference_source": spec.reference_source,
         "num_evaluation_episodes": len(returns),
         "budget": config.feedback.budget,
-        "queries_asked": loop.dataset.num_queries,
+        "queries_asked": loop.dataset.num_questions,
         "num_preferences": loop.dataset.num_preferences,
         "heldout_accuracy": final.get("heldout_accuracy", math.nan),
         "reward_correlation": final.get("reward_correlation", math.nan),

@@ -67,6 +67,8 @@ def plot_run(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], path
     for axes in (top_right, bottom_left, bottom_right):
         if not summary["learn_reward"]:
             axes.text(0.5, 0.5, "paid in true reward", transform=axes.transAxes, ha="center", color=GREY)
+        elif summary.get("dataset") is not None and axes is not bottom_left:
+            axes.text(0.5, 0.5, "no reward model", transform=axes.transAxes, ha="center", color=GREY)
     figure.suptitle(
         f"{summary['env_id']}, {summary['algorithm'].upper()}, "
         + (f"{summary['num_preferences']} preferences" if summary["learn_reward"] else "true reward")

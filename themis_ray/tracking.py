@@ -29,7 +29,7 @@ METRICS: Mapping[str, str] = {
     "episode_length_mean": "Mean env steps of the same episodes.",
     "num_episodes": "Training episodes finished so far.",
     "predicted_return_mean": "Mean predicted return of the newest finished training episodes.",
-    "queries_asked": "Queries asked so far; these count against the budget.",
+    "queries_asked": "Questions asked so far; these count against the budget.",
     "num_preferences": "Queries answered left, right or equal so far.",
     "reward_version": "How often the reward ensemble was fitted.",
     "fit_loss": "Cross-entropy of the last pass of the newest fit.",
@@ -51,6 +51,8 @@ METRICS: Mapping[str, str] = {
     "alpha": "sac: entropy temperature.",
     "q_mean": "sac, dqn: mean Q-value of the newest minibatch.",
     "kl_to_reference": "ppo, sac: mean KL divergence of the newest policy from the reference policy.",
+    "cpl_loss": "cpl: contrastive loss of the newest minibatch, in the warm-up too.",
+    "cpl_accuracy": "cpl: share of its pairs whose preferred segment is the likelier one.",
     "env_steps_per_s": "Env steps per second of wall-clock time since the last line.",
     "wall_s": "Seconds of training so far, over all starts of this run.",
 }

@@ -420,7 +420,8 @@ def test_a_state_from_before_these_options_can_be_loaded() -> None:
 def test_all_options_go_together() -> None:
     rng = np.random.default_rng(0)
     config = RewardConfig(
-        preset="robust",
+        filter_wrong_labels=True,
+        label_margin=0.1,
         hidden_sizes=(16, 16),
         num_epochs=4,
         temporal_crop=3,

@@ -26,7 +26,8 @@ SMALL = [
     "reward.num_epochs=4",
 ]
 OPTIONS = [
-    "reward.preset=robust",
+    "reward.filter_wrong_labels=true",
+    "reward.label_margin=0.1",
     "reward.temporal_crop=3",
     "reward.pseudo_label_threshold=0.501",
     "reward.pseudo_labels_per_label=3",

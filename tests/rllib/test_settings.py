@@ -132,7 +132,7 @@ def test_rllib_gets_what_the_settings_say(learner: str) -> None:
     assert config.rl_module_spec.model_config["hidden_sizes"] == [9, 7]
     rates = (config.actor_lr, config.critic_lr, config.alpha_lr) if learner == "sac" else (config.lr,)
     assert set(rates) == {1e-3}
-    if learner != "ppo":
+    if learner in ("sac", "dqn"):
         assert config.rl_module_spec.model_config["num_seed_steps"] == 4
         assert config.tau == settings.algorithm.tau
         assert config.rollout_fragment_length == settings.algorithm.round_num_env_steps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from themis_ray.data import parquet
+from themis_ray.data.evaluations import (
+    EVALUATION_FOLDERS,
+    MIN_NUM_LEVELS,
+    Demonstration,
+    EvaluatedSegments,
+    Evaluation,
+    Rating,
+    StepFeedback,
+)
 from themis_ray.data.preferences import Choice, Preference, left_probability
 from themis_ray.data.segments import Query, Segment
 from themis_ray.errors import DataError
@@ -70,7 +80,8 @@ class PreferenceDataset:
     """Segments and preferences in numbered Parquet parts below one folder.
 
     `preferences/part-00000.parquet` holds the answers of one feedback session,
-    `segments/part-00000.parquet` the segments that were new in one. A part is written to a
+    `segments/part-00000.parquet` the segments that were new in one; `ratings`, `step_feedback`
+    and `demonstrations` hold what was said about single segments. A part is written to a
     hidden file, synced and moved into place, and never touched again. Segments go first,
     so that a crash leaves at worst segments that nothing refers to.
 
@@ -78,7 +89,7 @@ class PreferenceDataset:
         root: The folder. It is made by the first `append`.
 
     Raises:
-        DataError: A part is missing, corrupt or of another schema version, or a preference
+        DataError: A part is missing, corrupt or of another schema version, or an answer
             refers to a segment that is not stored.
     """
 
@@ -88,16 +99,19 @@ class PreferenceDataset:
         self.root = Path(root)
         self._segments: dict[str, Segment] = {}
         self._preferences: list[Preference] = []
-        self._num_parts = {"segments": 0, "preferences": 0}
+        self._evaluations: dict[str, list[Evaluation]] = {folder: [] for folder in EVALUATION_FOLDERS}
+        self._num_parts = {"segments": 0, "preferences": 0, **dict.fromkeys(EVALUATION_FOLDERS, 0)}
         for _, segments in self._load_parts("segments", parquet.read_segments):
             for segment in segments:
                 self._segments.setdefault(segment.id, segment)
         for path, preferences in self._load_parts("preferences", parquet.read_preferences):
             for preference in preferences:
-                for segment_id in (preference.left_id, preference.right_id):
-                    if segment_id not in self._segments:
-                        raise DataError(f"{path} refers to segment {segment_id}, which is not in {root}/segments")
+                self._require_segments(path, preference.left_id, preference.right_id)
             self._preferences.extend(preferences)
+        for folder, stored in self._evaluations.items():
+            for path, evaluations in self._load_parts(folder, partial(parquet.read_evaluations, folder=folder)):
+                self._require_segments(path, *(evaluation.segment_id for evaluation in evaluations))
+                stored.extend(evaluations)
 
     @property
     def num_queries(self) -> int:
@@ -113,6 +127,43 @@ class PreferenceDataset:
     def preferences(self) -> tuple[Preference, ...]:
         """All answers in the order they were appended, skips too."""
         return tuple(self._preferences)
+
+    @property
+    def ratings(self) -> tuple[Rating, ...]:
+        """All ratings in the order they were appended."""
+        return tuple(row for row in self._evaluations["ratings"] if isinstance(row, Rating))
+
+    @property
+    def step_feedback(self) -> tuple[StepFeedback, ...]:
+        """All judged segments in the order they were appended."""
+        return tuple(row for row in self._evaluations["step_feedback"] if isinstance(row, StepFeedback))
+
+    @property
+    def demonstrations(self) -> tuple[Demonstration, ...]:
+        """All demonstrations in the order they were appended."""
+        return tuple(row for row in self._evaluations["demonstrations"] if isinstance(row, Demonstration))
+
+    @property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """Ratings, then judged segments, then demonstrations."""
+        return tuple(row for rows in self._evaluations.values() for row in rows)
+
+    @property
+    def num_questions(self) -> int:
+        """Questions that were asked: queries, ratings and judged segments; a demonstration is none."""
+        return self.num_queries + len(self._evaluations["ratings"]) + len(self._evaluations["step_feedback"])
+
+    @property
+    def last_feedback_session(self) -> int:
+        """Number of the last session in which something was asked; -1 before the first."""
+        rows: tuple[Preference | Evaluation, ...]
+        rows = (*self._preferences[-1:], *self.ratings[-1:], *self.step_feedback[-1:])
+        return max((row.feedback_session for row in rows), default=-1)
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """All stored segments in the order they were appended."""
+        return tuple(self._segments.values())
 
     def segment(self, segment_id: str) -> Segment:
         """Returns the stored segment with this id.
@@ -139,7 +190,59 @@ class PreferenceDataset:
         _check_answers(queries, preferences)
         if not queries:
             return
-        asked = {segment.id: segment for query in queries for segment in (query.left, query.right)}
+        self._append_segments([segment for query in queries for segment in (query.left, query.right)])
+        self._write_part("preferences", [parquet.preference_table(preferences)])
+        self._preferences.extend(preferences)
+
+    def append_evaluations(self, segments: Sequence[Segment], evaluations: Sequence[Evaluation]) -> None:
+        """Stores evaluations of one kind: their new segments, then the evaluations.
+
+        Args:
+            segments: What was asked about or shown.
+            evaluations: One for each segment, in the same order.
+
+        Raises:
+            ValueError: The evaluations are not about the segments, not of one kind or not of one scale, or a segment's
+                length, shapes or dtypes differ from those stored.
+            DataError: Another program has written to the folder since it was loaded.
+        """
+        folder = self._check_evaluations(segments, evaluations)
+        if folder is None:
+            return
+        self._append_segments(segments)
+        self._write_part(folder, [parquet.evaluation_table(folder, evaluations)])
+        self._evaluations[folder].extend(evaluations)
+
+    def evaluated_segments(self, own: Sequence[Segment] = ()) -> EvaluatedSegments | None:
+        """Returns all evaluations as training data; None when there are none.
+
+        Args:
+            own: Segments of the learner, which demonstrations are preferred to; without any, demonstrations are left
+                out. They are not stored.
+        """
+        shown = self.demonstrations if own else ()
+        if not (self.ratings or self.step_feedback or shown):
+            return None
+        known = {segment.id: segment for segment in own} if shown else {}
+        known |= {row.segment_id: self._segments[row.segment_id] for row in self.evaluations}
+        rows = {segment_id: row for row, segment_id in enumerate(known)}
+        return EvaluatedSegments(
+            observations=np.stack([segment.observations for segment in known.values()]),
+            actions=np.stack([segment.actions for segment in known.values()]),
+            rated=np.array([rows[row.segment_id] for row in self.ratings], np.int64),
+            levels=np.array([row.level for row in self.ratings], np.int64),
+            num_levels=self.ratings[0].num_levels if self.ratings else MIN_NUM_LEVELS,
+            judged=np.array([rows[row.segment_id] for row in self.step_feedback], np.int64),
+            step_values=np.array([row.values for row in self.step_feedback], np.int8).reshape(
+                len(self.step_feedback), -1 if self.step_feedback else 0
+            ),
+            shown=np.array([rows[row.segment_id] for row in shown], np.int64),
+            own=np.array([rows[segment.id] for segment in own] if shown else [], np.int64),
+        )
+
+    def _append_segments(self, segments: Sequence[Segment]) -> None:
+        """Stores those that are new."""
+        asked = {segment.id: segment for segment in segments}
         new = [segment for segment_id, segment in asked.items() if segment_id not in self._segments]
         for segment in new:
             stored = next(iter(self._segments.values()), new[0])
@@ -151,8 +254,28 @@ class PreferenceDataset:
             self._write_part("segments", parquet.segment_tables(new))
             # Copies, as the arrays may be views that keep a whole episode pool in memory.
             self._segments.update((segment.id, _owning(segment)) for segment in new)
-        self._write_part("preferences", [parquet.preference_table(preferences)])
-        self._preferences.extend(preferences)
+
+    def _check_evaluations(self, segments: Sequence[Segment], evaluations: Sequence[Evaluation]) -> str | None:
+        """Returns the folder of the kind; None when there is nothing to store."""
+        if [segment.id for segment in segments] != [evaluation.segment_id for evaluation in evaluations]:
+            raise ValueError("every segment needs one evaluation of its own, in the same order")
+        if not evaluations:
+            return None
+        (folder,) = [folder for folder, kind in EVALUATION_FOLDERS.items() if isinstance(evaluations[0], kind)]
+        if any(type(evaluation) is not type(evaluations[0]) for evaluation in evaluations):
+            raise ValueError("evaluations of several kinds were given at once. Append each kind by itself")
+        for segment, row in zip(segments, evaluations, strict=True):
+            if isinstance(row, StepFeedback) and len(row.values) != len(segment):
+                raise ValueError(f"a segment of {len(segment)} steps needs as many values, not {len(row.values)}")
+        scales = {row.num_levels for row in (*self.ratings, *evaluations) if isinstance(row, Rating)}
+        if len(scales) > 1:
+            raise ValueError(f"all ratings must be of one scale, not of {sorted(scales)} levels")
+        return folder
+
+    def _require_segments(self, path: Path, *segment_ids: str) -> None:
+        for segment_id in segment_ids:
+            if segment_id not in self._segments:
+                raise DataError(f"{path} refers to segment {segment_id}, which is not in {self.root}/segments")
 
     def labelled_pairs(
         self,

@@ -1,4 +1,4 @@
-"""How segments and preferences look in Parquet: schema version 1, written and read."""
+"""How segments, preferences and evaluations look in Parquet: schema version 1, written and read."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from themis_ray.data.evaluations import EVALUATION_FOLDERS, Evaluation
 from themis_ray.data.preferences import Preference
 from themis_ray.data.segments import Segment, content_id
 from themis_ray.errors import DataError
@@ -23,17 +24,25 @@ ROW_GROUP_BYTES = 2**26
 
 Row = TypeVar("Row")
 
-PREFERENCE_FIELDS = (
-    ("query_id", pa.string()),
-    ("left_id", pa.string()),
-    ("right_id", pa.string()),
-    ("choice", pa.string()),
+_ANSWER_FIELDS = (
     ("teacher", pa.string()),
     ("feedback_session", pa.int32()),
     ("num_env_steps", pa.int64()),
     ("asked_at", pa.timestamp("us", tz="UTC")),
     ("answered_at", pa.timestamp("us", tz="UTC")),
 )
+PREFERENCE_FIELDS = (
+    ("query_id", pa.string()),
+    ("left_id", pa.string()),
+    ("right_id", pa.string()),
+    ("choice", pa.string()),
+    *_ANSWER_FIELDS,
+)
+EVALUATION_FIELDS = {
+    "ratings": (("segment_id", pa.string()), ("level", pa.int32()), ("num_levels", pa.int32()), *_ANSWER_FIELDS),
+    "step_feedback": (("segment_id", pa.string()), ("values", pa.list_(pa.int8())), *_ANSWER_FIELDS),
+    "demonstrations": (("segment_id", pa.string()), *_ANSWER_FIELDS),
+}
 
 
 def segment_schema(observation_type: pa.DataType, action_type: pa.DataType) -> pa.Schema:
@@ -99,6 +108,13 @@ def preference_table(preferences: Sequence[Preference]) -> pa.Table:
     return pa.table(columns, schema=preference_schema())
 
 
+def evaluation_table(folder: str, evaluations: Sequence[Evaluation]) -> pa.Table:
+    """Turns evaluations of the kind that lies in `folder` into one table."""
+    fields = EVALUATION_FIELDS[folder]
+    columns = {name: [getattr(row, name) for row in evaluations] for name, _ in fields}
+    return pa.table(columns, schema=_versioned(fields))
+
+
 def write(path: Path, tables: Iterable[pa.Table]) -> None:
     """Writes tables of one schema as the row groups of a file, and syncs it to disk."""
     tables = iter(tables)
@@ -144,6 +160,20 @@ def read_preferences(path: Path) -> list[Preference]:
         DataError: The file is corrupt or of another schema version.
     """
     return _read(path, _parse_preferences)
+
+
+def read_evaluations(path: Path, folder: str) -> list[Evaluation]:
+    """Reads a part of the kind that lies in `folder`.
+
+    Raises:
+        DataError: The file is corrupt or of another schema version.
+    """
+
+    def parse(table: pa.Table) -> list[Evaluation]:
+        _check_schema(table, _versioned(EVALUATION_FIELDS[folder]))
+        return [EVALUATION_FOLDERS[folder](**row) for row in _rows_with_times(table)]
+
+    return _read(path, parse)
 
 
 def _read(path: Path, parse: Callable[[pa.Table], list[Row]]) -> list[Row]:
@@ -194,10 +224,14 @@ def _parse_segments(table: pa.Table) -> list[Segment]:
 
 def _parse_preferences(table: pa.Table) -> list[Preference]:
     _check_schema(table, preference_schema())
-    rows = table.to_pylist()
+    return [Preference(**row) for row in _rows_with_times(table)]
+
+
+def _rows_with_times(table: pa.Table) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = table.to_pylist()
     for row in rows:
         row.update({name: row[name].astimezone(UTC) for name in ("asked_at", "answered_at")})
-    return [Preference(**row) for row in rows]
+    return rows
 
 
 def _versioned(fields: Iterable[tuple[str, pa.DataType]]) -> pa.Schema:

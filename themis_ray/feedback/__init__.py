@@ -1,6 +1,7 @@
 """Who is asked, about what, and how often."""
 
 from themis_ray.feedback.coverage import distances_to_nearest, farthest_first, query_embeddings
+from themis_ray.feedback.evaluators import judge_steps, open_demonstrations, rate_segments
 from themis_ray.feedback.frames import FrameRenderer, segment_frames
 from themis_ray.feedback.information import (
     disagreement,
@@ -57,10 +58,13 @@ __all__ = [
     "entropy",
     "farthest_first",
     "information_gain",
+    "judge_steps",
     "make_teacher",
+    "open_demonstrations",
     "play_tournament",
     "queries_due",
     "query_embeddings",
+    "rate_segments",
     "segment_frames",
     "session_plan",
     "swiss_pairs",

@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,22 @@ class FeedbackConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     budget: int = Field(default=100, ge=0, description="Most queries asked in a run, answered or skipped.")
+    dataset: str | None = Field(
+        default=None,
+        description="cpl: folder of a run or of `themis data import`, whose preferences are read and never changed.",
+    )
+    kind: Literal["preference", "rating", "step"] = Field(
+        default="preference",
+        description="What a question asks: which of two segments is better, how good one segment is, or which of its "
+        "steps are good. The last two are put to synthetic teachers, about segments drawn uniformly.",
+    )
+    num_levels: int = Field(default=5, ge=2, description="rating: levels of the scale.")
+    demonstrations: str | None = Field(
+        default=None,
+        description="Folder of a run or dataset whose demonstrations, or else segments of the best true return, are "
+        "preferred to the learner's own.",
+    )
+    num_demonstrations: int = Field(default=20, ge=1, description="Most demonstrations taken from there.")
     session_size: int | None = Field(
         default=None, ge=1, description="Mean queries per feedback session; None: a tenth of the budget, at least 5."
     )

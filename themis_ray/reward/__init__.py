@@ -1,7 +1,7 @@
 """What is learned: the reward ensemble, its fit to preferences, and the rewards of exploration."""
 
 from themis_ray.reward.calibration import ReliabilityCurve, expected_calibration_error, reliability_curve
-from themis_ray.reward.config import DEFAULT_NUM_EPOCHS, REWARD_MODELS, REWARD_PRESETS, RewardConfig
+from themis_ray.reward.config import DEFAULT_NUM_EPOCHS, REWARD_MODELS, REWARD_OPTIONS, RewardConfig
 from themis_ray.reward.ensemble import RewardEnsemble, left_probabilities
 from themis_ray.reward.exploration import RunningStd, disagreement_bonus, optimistic_rewards, state_entropy_rewards
 from themis_ray.reward.labels import UnlabelledPairs, unlabelled_pairs
@@ -14,7 +14,7 @@ from themis_ray.reward.watch import RewardWatch, WatchPoint
 __all__ = [
     "DEFAULT_NUM_EPOCHS",
     "REWARD_MODELS",
-    "REWARD_PRESETS",
+    "REWARD_OPTIONS",
     "EnsembleCNN",
     "EnsembleMLP",
     "ReliabilityCurve",

@@ -1,10 +1,8 @@
-"""How the reward ensemble is built and fitted: settings, presets of settings, and the networks there are."""
+"""How the reward ensemble is built and fitted: its settings, and the networks there are."""
 
-from typing import Any, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
-
-from themis_ray.errors import lookup
 
 DEFAULT_NUM_EPOCHS = {"vector": 50, "grid": 50, "image": 10}
 
@@ -15,11 +13,11 @@ REWARD_MODELS = {
 }
 """Name and one line about each network; which one is used follows from the kind of observation."""
 
-REWARD_PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "robust": {"label_margin": 0.1, "filter_wrong_labels": True},
-}
-"""Values of `RewardConfig` by the name of the preset; a field that is given wins over its preset."""
+REWARD_OPTIONS = (
+    *("label_margin", "temporal_crop", "filter_wrong_labels", "pseudo_label_threshold", "heldout_share"),
+    *("early_stop_patience", "normalize_predictions", "disagreement_bonus"),
+)
+"""Settings of `RewardConfig` that change what is learned, each off by default."""
 
 
 class RewardConfig(BaseModel):
@@ -27,9 +25,6 @@ class RewardConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    preset: str = Field(
-        "default", description="values for the settings below that are not given: default, or robust for wrong answers"
-    )
     ensemble_size: PositiveInt = Field(3, description="members of the reward ensemble")
     hidden_sizes: tuple[PositiveInt, ...] = Field(
         (256, 256, 256), min_length=1, description="units of each hidden layer of a member"
@@ -73,24 +68,15 @@ class RewardConfig(BaseModel):
     normalize_predictions: bool = Field(
         False, description="predicted rewards have mean 0 and std 1 over the steps of the labelled segments"
     )
+    rating_weight: float = Field(1.0, ge=0, description="weight of the mean loss of ratings in a fit, preferences: 1")
+    step_weight: float = Field(1.0, ge=0, description="weight of the mean loss of judged steps")
+    demonstration_weight: float = Field(1.0, ge=0, description="weight of the mean loss of demonstrations")
     disagreement_bonus: float = Field(
         0.0, ge=0, description="the learner is paid this times the std of the members' rewards on top (RUNE: 0.05)"
     )
     disagreement_bonus_decay: float = Field(
         0.9999, gt=0, le=1, description="factor of the bonus per env step, applied at each fit"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in_preset(cls, values: Any) -> Any:
-        """Puts the preset's values where none is given.
-
-        Raises:
-            UnknownNameError: There is no such preset.
-        """
-        if not isinstance(values, dict) or not isinstance(values.get("preset", "default"), str):
-            return values
-        return {**lookup("reward preset", values.get("preset", "default"), REWARD_PRESETS), **values}
 
     @model_validator(mode="after")
     def _check_early_stop(self) -> Self:

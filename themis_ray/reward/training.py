@@ -1,6 +1,7 @@
-"""Fitting the reward ensemble to preferences."""
+"""Fitting the reward ensemble to preferences, and to ratings, judged steps and demonstrations beside them."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -8,11 +9,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
-from themis_ray.data import LabelledPairs
+from themis_ray.data import EvaluatedSegments, LabelledPairs
 from themis_ray.reward.config import RewardConfig
 from themis_ray.reward.cropping import Windows, random_windows, window_mask
 from themis_ray.reward.ensemble import Inputs, RewardEnsemble, left_probabilities
 from themis_ray.reward.labels import Examples, UnlabelledPairs
+from themis_ray.reward.likelihoods import EvaluationLosses, spread
 from themis_ray.reward.selection import (
     BestPass,
     TrainingData,
@@ -37,6 +39,7 @@ def fit(
     rng: np.random.Generator,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
     unlabelled: UnlabelledPairs | None = None,
+    evaluations: EvaluatedSegments | None = None,
 ) -> dict[str, float]:
     """Fits every member to the preferences by minibatch cross-entropy under the Bradley-Terry model.
 
@@ -51,6 +54,10 @@ def fit(
     the ensemble is sure about join (`pseudo_labels`); a pass sees random windows (`random_windows`); some pairs are
     kept out (`held_out`) and say which pass was best (`BestPass`); `predict` is normalised at the end.
 
+    With `evaluations` the mean losses of `themis_ray.reward.likelihoods`, each times its weight in `config`, are added
+    in every step, "loss" is the sum and "accuracy" the least accuracy of all kinds; without pairs they are fitted
+    alone. The options above are about pairs only.
+
     Args:
         ensemble: Changed in place.
         optimizer: From `make_optimizer`; changed in place.
@@ -59,16 +66,27 @@ def fit(
         rng: Draws the shuffles and windows.
         on_epoch: Called with the metrics so far after every pass.
         unlabelled: Where pseudo-labels may come from; not looked at without `pseudo_label_threshold`.
+        evaluations: Ratings, judged steps and demonstrations.
 
     Returns:
         "loss" (per member and query, last pass), "accuracy" (last pass, taken before each step; nan with nothing but
         ties) and "num_epochs" (passes made), about the labels that were learnt, pseudo-labels left out. Without pairs:
         nan, nan and 0. With `heldout_share` also "heldout_loss" and "heldout_pair_accuracy", after the last pass or
         after the best one where the fit went back to it. With the filter also "trusted_share" and "flipped_share" of
-        the last pass, with pseudo-labels "num_pseudo_labels".
+        the last pass, with pseudo-labels "num_pseudo_labels". With evaluations "rating_loss", "rating_accuracy" and so
+        on of each kind.
     """
     metrics = {"loss": float("nan"), "accuracy": float("nan"), "num_epochs": 0.0}
     pairs = without_weightless(pairs)
+    others = None
+    if evaluations is not None and len(evaluations):
+        length = evaluations.observations.shape[1]
+        losses = EvaluationLosses(ensemble, evaluations, config, _micro_batch_size(ensemble, length, config))
+        others = losses if len(losses) else None  # all weights may be 0
+    if len(pairs) == 0 and others is not None:
+        metrics = _fit_evaluations(ensemble, optimizer, others, config, rng, on_epoch)
+        if config.normalize_predictions:
+            _normalize(ensemble, evaluations)
     if len(pairs) == 0:
         return metrics
     micro_size = _micro_batch_size(ensemble, pairs.observations.shape[1], config)
@@ -76,8 +94,10 @@ def fit(
     best = None if config.early_stop_patience is None else BestPass(config.early_stop_patience)
     for epoch in range(config.num_epochs or ensemble.num_epochs):
         examples, num_labelled, info = choose_examples(ensemble, data, config)
-        logits, order = _run_pass(ensemble, optimizer, data, examples, config, rng)
+        logits, order = _run_pass(ensemble, optimizer, data, examples, config, rng, others)
         metrics = {**_epoch_metrics(logits, order, examples, num_labelled), "num_epochs": float(epoch + 1), **info}
+        if others is not None:
+            metrics.update(others.total(metrics))
         if best is not None:
             metrics.update(best.look(ensemble, optimizer, data))
         if on_epoch is not None:
@@ -91,7 +111,41 @@ def fit(
     elif config.heldout_share:
         metrics.update(heldout_metrics(ensemble, data))
     if config.normalize_predictions:
-        ensemble.normalize_on(pairs.observations, pairs.actions)
+        _normalize(ensemble, pairs, evaluations)
+    return metrics
+
+
+def _normalize(ensemble: RewardEnsemble, *sources: LabelledPairs | EvaluatedSegments | None) -> None:
+    """Makes predictions have mean 0 and std 1 over the steps of all sources that hold an answer."""
+    used = [source for source in sources if source is not None and len(source)]
+    ensemble.normalize_on(
+        np.concatenate([source.observations for source in used]), np.concatenate([source.actions for source in used])
+    )
+
+
+def _fit_evaluations(
+    ensemble: RewardEnsemble,
+    optimizer: torch.optim.Optimizer,
+    others: EvaluationLosses,
+    config: RewardConfig,
+    rng: np.random.Generator,
+    on_epoch: Callable[[dict[str, float]], None] | None,
+) -> dict[str, float]:
+    """Fits as `fit` does, to nothing but ratings, judged steps and demonstrations."""
+    metrics = {"loss": float("nan"), "accuracy": float("nan"), "num_epochs": 0.0}
+    num_steps = len(slices(len(others), config.batch_size))
+    for epoch in range((config.num_epochs or ensemble.num_epochs) if num_steps else 0):
+        others.start_pass(num_steps, rng)
+        for step in range(num_steps):
+            optimizer.zero_grad()
+            others.backward(step)
+            optimizer.step()
+        nothing = {"loss": float("nan"), "accuracy": float("nan")}
+        metrics = {**others.total(nothing), "num_epochs": float(epoch + 1)}
+        if on_epoch is not None:
+            on_epoch(metrics)
+        if metrics["accuracy"] > config.target_accuracy:
+            break
     return metrics
 
 
@@ -102,10 +156,20 @@ def _run_pass(
     examples: Examples,
     config: RewardConfig,
     rng: np.random.Generator,
+    others: EvaluationLosses | None,
 ) -> tuple[Tensor, NDArray[np.int64]]:
-    """Makes one pass over the examples; returns the logits (K, N) and which example each belongs to (K, N)."""
-    num_examples = len(examples)
+    """Makes one pass over the examples; returns the logits (K, N) and which example each belongs to (K, N).
+
+    With `others` that are more than the examples, the pass has as many steps as they need, with fewer examples each.
+    """
+    num_examples, batch_size = len(examples), config.batch_size
     order = rng.permuted(np.tile(np.arange(num_examples), (config.ensemble_size, 1)), axis=1)
+    if others is not None:
+        num_steps = len(slices(max(num_examples, len(others)), batch_size))
+        order = spread(order, num_steps)
+        batch_size = order.shape[2]
+        order = order.reshape(len(order), -1)
+        others.start_pass(num_steps, rng)
     labels = examples.labels[order]
     weights = examples.weights[order] if np.ptp(examples.weights) else None
     windows = None
@@ -121,10 +185,11 @@ def _run_pass(
             None if weights is None else weights[:, rows],
             None if windows is None else windows.take(rows),
             data.micro_size,
+            None if others is None else partial(others.backward, step),
         )
-        for rows in slices(num_examples, config.batch_size)
+        for step, rows in enumerate(slices(order.shape[1], batch_size))
     ]
-    return torch.cat(logits, dim=1), order
+    return torch.cat(logits, dim=1)[:, :num_examples], order[:, :num_examples]
 
 
 def _gradient_step(
@@ -136,8 +201,12 @@ def _gradient_step(
     weights: NDArray[np.float32] | None,
     windows: Windows | None,
     micro_size: int,
+    add_gradients: Callable[[], None] | None = None,
 ) -> Tensor:
-    """Makes one optimiser step on the queries `sides` (2, K, B) with labels (K, B); returns their logits (K, B)."""
+    """Makes one optimiser step on the queries `sides` (2, K, B) with labels (K, B); returns their logits (K, B).
+
+    `add_gradients` adds those of other losses.
+    """
     rows, targets = torch.from_numpy(sides), torch.from_numpy(labels).to(ensemble.device)
     batch_size = targets.shape[1]
     scales = None if weights is None else _weight_scales(weights).to(ensemble.device)
@@ -149,6 +218,8 @@ def _gradient_step(
         loss = F.binary_cross_entropy_with_logits(margin, targets[:, part], weight=scale, reduction="sum") / batch_size
         loss.backward()  # type: ignore[no-untyped-call]
         logits.append(margin.detach())
+    if add_gradients is not None:
+        add_gradients()
     optimizer.step()
     return torch.cat(logits, dim=1)
 

@@ -1,6 +1,7 @@
 """How the loop plugs into RLlib: algorithms, networks, replay, and the reward model as an actor."""
 
 from themis_ray.rllib.algorithms import build_algorithm_config
+from themis_ray.rllib.cpl import PreferenceCPL, check_cpl, open_preferences
 from themis_ray.rllib.evaluation import deterministic_policy, evaluate, random_policy
 from themis_ray.rllib.loop import PreferenceLoop
 from themis_ray.rllib.off_policy import PreferenceDQN, PreferenceSAC
@@ -22,6 +23,7 @@ __all__ = [
     "AlgorithmSettings",
     "ExplorationSettings",
     "LoopSettings",
+    "PreferenceCPL",
     "PreferenceDQN",
     "PreferenceLoop",
     "PreferencePPO",
@@ -34,8 +36,10 @@ __all__ = [
     "RewardModelSpec",
     "Transitions",
     "build_algorithm_config",
+    "check_cpl",
     "deterministic_policy",
     "evaluate",
+    "open_preferences",
     "open_reference",
     "random_policy",
     "resolve_algorithm",

@@ -12,6 +12,7 @@ from ray.tune.registry import register_env
 
 from themis_ray.envs import EnvConfig, make_env
 from themis_ray.errors import ConfigError
+from themis_ray.rllib.cpl import PreferenceCPLConfig
 from themis_ray.rllib.modules import DQNModule, PPOModule, SACModule
 from themis_ray.rllib.off_policy import PreferenceDQNConfig, PreferenceSACConfig
 from themis_ray.rllib.ppo import PreferencePPOConfig
@@ -63,12 +64,26 @@ def _replay_config(settings: LoopSettings, config: Any) -> Any:
     return config
 
 
+def _cpl_config(settings: LoopSettings) -> PreferenceCPLConfig:
+    algorithm = settings.algorithm
+    runners = required(algorithm.num_envs) * max(1, settings.resources.num_env_runners)
+    config = PreferenceCPLConfig()
+    # Nothing is learned from env steps, so they show the policy as it will be evaluated.
+    config.env_runners(
+        rollout_fragment_length=max(1, round(required(algorithm.round_num_env_steps) / runners)), explore=False
+    )
+    config.training(train_batch_size_per_learner=algorithm.batch_size)
+    config.contrastive_alpha = required(algorithm.contrastive_alpha)
+    config.conservative_bias = required(algorithm.conservative_bias)
+    return config
+
+
 def _model_config(settings: LoopSettings) -> dict[str, Any]:
     algorithm = settings.algorithm
     model: dict[str, Any] = {"hidden_sizes": list(required(algorithm.hidden_sizes))}
     if algorithm.reference is not None:
         model["has_reference"] = True
-    if algorithm.name != "ppo":
+    if algorithm.name in ("sac", "dqn"):
         model["num_seed_steps"] = settings.exploration.num_seed_steps
     if algorithm.name == "sac":
         model["initial_alpha"] = algorithm.initial_alpha
@@ -83,7 +98,8 @@ def build_algorithm_config(settings: LoopSettings, dataset_path: Path | None = N
 
     Args:
         settings: With algorithm.name and every setting of that learner filled in (`themis_ray.config.resolve`).
-        dataset_path: Folder of the preference dataset; None puts it into the algorithm's own log folder.
+        dataset_path: Folder of the preference dataset that the run writes; None puts it into the algorithm's own log
+            folder. With `feedback.dataset` nothing is written.
 
     Raises:
         ConfigError: More than one learner is asked for where updates cannot be shared.
@@ -94,10 +110,12 @@ def build_algorithm_config(settings: LoopSettings, dataset_path: Path | None = N
             f"resources.num_learners={resources.num_learners} was given, but {algorithm.name} learns in one place. "
             "Set it to 0 or 1, or use algorithm.name=ppo."
         )
-    modules: Mapping[str, Any] = {"ppo": PPOModule, "sac": SACModule, "dqn": DQNModule}
+    modules: Mapping[str, Any] = {"ppo": PPOModule, "sac": SACModule, "dqn": DQNModule, "cpl": PPOModule}
     config: Any
     if algorithm.name == "ppo":
         config = _ppo_config(settings)
+    elif algorithm.name == "cpl":
+        config = _cpl_config(settings)
     else:
         config = _replay_config(settings, PreferenceSACConfig() if algorithm.name == "sac" else PreferenceDQNConfig())
     config.environment(ENV_NAME, env_config=settings.env.model_dump())
@@ -124,6 +142,7 @@ def build_algorithm_config(settings: LoopSettings, dataset_path: Path | None = N
     )
     config.debugging(seed=settings.seed, log_level="ERROR")
     config.loop_settings = settings.model_dump(include=set(LoopSettings.model_fields))
-    config.dataset_path = None if dataset_path is None else str(dataset_path)
+    path = settings.feedback.dataset or dataset_path
+    config.dataset_path = None if path is None else str(path)
     config.kl_coefficient = algorithm.kl_coefficient or 0.0
     return config

@@ -49,9 +49,11 @@ class PreferenceAlgorithm(Algorithm):
     """What the learners share: building, saving and ending the preference loop. Mixed in before an RLlib Algorithm.
 
     Attributes:
+        loop_class: The preference loop that `setup` builds.
         is_pretraining: Whether the run ends with exploration; what follows is left to the runs that start from it.
     """
 
+    loop_class: type[PreferenceLoop] = PreferenceLoop
     is_pretraining = False
     _loop: PreferenceLoop | None = None
     _needs_reference = False
@@ -67,7 +69,7 @@ class PreferenceAlgorithm(Algorithm):
         """Add the reward actor's bundle to what RLlib asks for, so that a Tune trial's placement group has room."""
         request = super().default_resource_request(config)
         settings = LoopSettings(**cls.get_default_config().update_from_dict(config).loop_settings)
-        if not settings.learn_reward:
+        if not settings.has_reward_model:
             return request
         resources = settings.resources
         bundle = {"CPU": resources.reward_actor_num_cpus, "GPU": resources.reward_actor_num_gpus}
@@ -81,7 +83,7 @@ class PreferenceAlgorithm(Algorithm):
         self.settings = settings = LoopSettings(**self.config.loop_settings)
         spec = get_env_spec(settings.env)
         reward_model = None
-        if settings.learn_reward:
+        if settings.has_reward_model:
             resources = settings.resources
             reward_model = RewardModel(
                 RewardModelSpec(
@@ -93,7 +95,7 @@ class PreferenceAlgorithm(Algorithm):
                 num_fit_threads=resources.num_fit_threads,
             )
         dataset_path = Path(self.config.dataset_path or self.logdir)
-        self._loop = PreferenceLoop(settings, spec, dataset_path, reward_model, self._make_replay(settings, spec))
+        self._loop = self.loop_class(settings, spec, dataset_path, reward_model, self._make_replay(settings, spec))
         self._needs_reference = settings.algorithm.reference is not None
 
     def _make_replay(self, settings: LoopSettings, spec: EnvSpec) -> ReplayBuffer | None:

@@ -41,6 +41,12 @@ from themis_ray.reward import (
     state_entropy_rewards,
     unlabelled_pairs,
 )
+from themis_ray.rllib.evaluative import (
+    ask_about_segments,
+    own_segments,
+    restore_evaluations,
+    take_demonstrations,
+)
 from themis_ray.rllib.replay import ReplayBuffer
 from themis_ray.rllib.reward_actor import PendingPrediction, RewardModel
 from themis_ray.rllib.settings import LoopSettings
@@ -165,20 +171,27 @@ class PreferenceLoop(Checkpointable):
         """
         if self.reward_model is None or env_step < self.num_steps_before_feedback:
             return False
-        num_due = queries_due(self._plan, env_step) - self.dataset.num_queries
+        num_due = queries_due(self._plan, env_step) - self.dataset.num_questions
         can_ask = self.pool.num_starts(self._segment_length) >= 2
+        if can_ask:
+            take_demonstrations(self.settings, self.spec, self.dataset, env_step)
         if num_due > 0 and can_ask:
             self._ask(num_due, env_step)
-        if self.dataset.num_queries == self._num_fitted_queries:
+        num_answers = self.dataset.num_questions + len(self.dataset.demonstrations)
+        if num_answers == self._num_fitted_queries:
             return False
-        self._num_fitted_queries = self.dataset.num_queries
-        if self.dataset.num_preferences == 0:
+        self._num_fitted_queries = num_answers
+        evaluations = self.dataset.evaluated_segments(
+            own_segments(self.pool, self.dataset, self._segment_length, self.streams)
+        )
+        if self.dataset.num_preferences == 0 and evaluations is None:
             return False
         info = self.reward_model.fit(
             self.dataset.labelled_pairs(self.settings.reward.label_margin),
             self.streams.draw_seed("fit"),
             bonus=disagreement_bonus(self.settings.reward, env_step),
             unlabelled=self._unlabelled_pairs(),
+            **({} if evaluations is None else {"evaluations": evaluations}),
         )
         self.info |= {f"fit_{name}": value for name, value in info.items()}
         self.info.update(self.measure_reward())
@@ -190,6 +203,8 @@ class PreferenceLoop(Checkpointable):
         if config.pseudo_label_threshold is None or self.pool.num_starts(self._segment_length) < 2:
             return None
         num_pairs = config.pseudo_labels_per_label * self.dataset.num_preferences
+        if num_pairs == 0:
+            return None
         return unlabelled_pairs(self.pool.sample_queries(num_pairs, self._segment_length, self.streams["unlabelled"]))
 
     @property
@@ -199,10 +214,13 @@ class PreferenceLoop(Checkpointable):
         return length
 
     def _ask(self, num_queries: int, env_step: int) -> None:
+        if self.settings.feedback.kind != "preference":
+            ask_about_segments(self.settings, self.pool, self.dataset, self.streams, num_queries, env_step)
+            return
         queries = self._choose_queries(num_queries)
         asked_at = datetime.now(UTC)
         returns, lengths = self.pool.recent_returns()
-        last = self.dataset.preferences[-1].feedback_session if self.dataset.num_queries else -1
+        last = self.dataset.last_feedback_session
         choices = self._teacher.answer(queries, self.streams["teacher"], (returns, lengths), last + 1)
         answered_at = datetime.now(UTC)
         self.dataset.append(
@@ -345,6 +363,10 @@ class PreferenceLoop(Checkpointable):
             "pool": self.pool.get_state(),
             "queries": queries,
             "preferences": list(self.dataset.preferences),
+            "evaluations": (
+                [self.dataset.segment(row.segment_id) for row in self.dataset.evaluations],
+                list(self.dataset.evaluations),
+            ),
             "num_fitted_queries": self._num_fitted_queries,
             "intrinsic_std": self._intrinsic_std.get_state(),
             "info": dict(self.info),
@@ -362,6 +384,9 @@ class PreferenceLoop(Checkpointable):
         self.streams.set_state(state["streams"])
         self.pool.set_state(state["pool"])
         self._restore_dataset(state["queries"], state["preferences"])
+        num_newer = restore_evaluations(self.dataset, *state.get("evaluations", ([], [])))
+        if num_newer:
+            logger.info("Kept %d ratings, judged steps or demonstrations given after the checkpoint.", num_newer)
         self._num_fitted_queries = state["num_fitted_queries"]
         self._intrinsic_std.set_state(state["intrinsic_std"])
         self.info = dict(state["info"])

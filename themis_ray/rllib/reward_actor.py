@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from ray.exceptions import RayActorError, TaskCancelledError
 
-from themis_ray.data import LabelledPairs
+from themis_ray.data import EvaluatedSegments, LabelledPairs
 from themis_ray.envs import ObservationKind
 from themis_ray.reward import (
     RewardConfig,
@@ -152,9 +152,14 @@ class RewardModelActor:
         return self._ensemble.segment_returns(observations, actions)
 
     async def fit(
-        self, pairs: LabelledPairs, seed: int, bonus: float = 0.0, unlabelled: UnlabelledPairs | None = None
+        self,
+        pairs: LabelledPairs,
+        seed: int,
+        bonus: float = 0.0,
+        unlabelled: UnlabelledPairs | None = None,
+        evaluations: EvaluatedSegments | None = None,
     ) -> tuple[dict[str, float], dict[str, Any]]:
-        """Fit a copy to `pairs` in a thread, swap it in, and return (what happened, the new state)."""
+        """Fit a copy to all answers in a thread, swap it in, and return (what happened, the new state)."""
         self._require_loaded()
 
         def work() -> tuple[RewardEnsemble, torch.optim.Optimizer, dict[str, float]]:
@@ -162,7 +167,9 @@ class RewardModelActor:
             ensemble, optimizer = self._build()
             load_ensemble_state(ensemble, optimizer, ensemble_state(self._ensemble, self._optimizer))
             rng = np.random.default_rng(seed)
-            info = fit(ensemble, optimizer, pairs, self._spec.config, rng, unlabelled=unlabelled)
+            info = fit(
+                ensemble, optimizer, pairs, self._spec.config, rng, unlabelled=unlabelled, evaluations=evaluations
+            )
             ensemble.bonus = bonus
             prepare_thread()  # the thread goes back to a pool
             return ensemble, optimizer, info
@@ -262,20 +269,28 @@ class RewardModel:
         return returns
 
     def fit(
-        self, pairs: LabelledPairs, seed: int, bonus: float = 0.0, unlabelled: UnlabelledPairs | None = None
+        self,
+        pairs: LabelledPairs,
+        seed: int,
+        bonus: float = 0.0,
+        unlabelled: UnlabelledPairs | None = None,
+        evaluations: EvaluatedSegments | None = None,
     ) -> dict[str, float]:
-        """Fit to all of `pairs`, keep the new state here, and return what `themis_ray.reward.fit` returns.
+        """Fit to all answers, keep the new state here, and return what `themis_ray.reward.fit` returns.
 
         Args:
             pairs: All preferences so far.
             seed: Seeds the shuffles.
             bonus: What `RewardEnsemble.bonus` is from now on.
             unlabelled: Where pseudo-labels may come from.
+            evaluations: All ratings, judged steps and demonstrations so far.
         """
-        references = ray.put(pairs), ray.put(unlabelled)
+        references = ray.put(pairs), ray.put(unlabelled), ray.put(evaluations)
         info: dict[str, float]
         info, self.state = self._call(
-            lambda: self._actor.fit.remote(references[0], seed, bonus=bonus, unlabelled=references[1])
+            lambda: self._actor.fit.remote(
+                references[0], seed, bonus=bonus, unlabelled=references[1], evaluations=references[2]
+            )
         )
         return info
 

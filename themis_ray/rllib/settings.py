@@ -17,7 +17,7 @@ T = TypeVar("T")
 MAX_STEPS_BETWEEN_REPORTS = 1000
 DEFAULT_KL_COEFFICIENT = 0.1
 
-LearnerName = Literal["auto", "ppo", "sac", "dqn"]
+LearnerName = Literal["auto", "ppo", "sac", "dqn", "cpl"]
 
 
 class AlgorithmSettings(BaseModel):
@@ -29,7 +29,9 @@ class AlgorithmSettings(BaseModel):
     learning_rate: float | None = Field(None, gt=0, description="Adam's step size for every network.")
     hidden_sizes: tuple[int, ...] | None = Field(None, description="Width of each hidden layer.")
     gamma: float | None = Field(None, ge=0, le=1, description="Discount factor.")
-    batch_size: int | None = Field(None, ge=1, description="ppo: env steps per iteration. sac, dqn: rows per update.")
+    batch_size: int | None = Field(
+        None, ge=1, description="ppo: env steps per iteration. sac, dqn: rows per update. cpl: pairs per update."
+    )
     num_envs: int | None = Field(None, ge=1, description="Environments stepped together in each env runner.")
     minibatch_size: int | None = Field(None, ge=1, description="ppo: rows per gradient step.")
     num_epochs: int | None = Field(None, ge=1, description="ppo: passes over each batch.")
@@ -38,10 +40,10 @@ class AlgorithmSettings(BaseModel):
     entropy_coefficient: float | None = Field(None, ge=0, description="ppo: weight of the entropy bonus.")
     value_coefficient: float | None = Field(None, ge=0, description="ppo: weight of the value loss.")
     max_gradient_norm: float | None = Field(None, gt=0, description="ppo: gradients are clipped to this global norm.")
-    updates_per_env_step: float | None = Field(None, gt=0, description="sac, dqn: gradient steps per env step.")
+    updates_per_env_step: float | None = Field(None, gt=0, description="sac, dqn, cpl: gradient steps per env step.")
     replay_capacity: int | None = Field(None, ge=1, description="sac, dqn: transitions kept.")
     round_num_env_steps: int | None = Field(
-        None, ge=1, description="sac, dqn: env steps between updates; the updates they owe run together."
+        None, ge=1, description="sac, dqn, cpl: env steps between updates; the updates they owe run together."
     )
     tau: float | None = Field(None, gt=0, le=1, description="sac, dqn: share of the target network replaced a step.")
     initial_alpha: float | None = Field(None, gt=0, description="sac: first entropy temperature, tuned from there.")
@@ -58,12 +60,26 @@ class AlgorithmSettings(BaseModel):
         description="ppo, sac: weight of the KL divergence from the reference in the policy's loss. None: "
         f"{DEFAULT_KL_COEFFICIENT} with a reference.",
     )
+    contrastive_alpha: float | None = Field(
+        None, gt=0, description="cpl: scale of the summed log probabilities in the loss."
+    )
+    conservative_bias: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="cpl: weight of the segment that lost; below 1 the winner is to be likely, not only likelier.",
+    )
+    cloning_share: float | None = Field(
+        None, ge=0, le=1, description="cpl: share of the run that first imitates all stored segments."
+    )
 
 
 ALGORITHM_DESCRIPTIONS: Mapping[str, str] = {
     "ppo": "proximal policy optimisation, on-policy; Box, Discrete and MultiDiscrete actions",
     "sac": "soft actor-critic, off-policy with relabelled replay; Box and Discrete actions",
     "dqn": "double deep Q-learning, off-policy with relabelled replay; Discrete actions",
+    "cpl": "contrastive preference learning from stored preferences, no reward model; Box, Discrete and MultiDiscrete "
+    "actions",
 }
 
 _OFF_POLICY: dict[str, Any] = {
@@ -103,6 +119,18 @@ LEARNER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "final_epsilon": 0.05,
         "epsilon_share": 0.2,
     },
+    "cpl": {
+        "learning_rate": 3e-4,
+        "hidden_sizes": (256, 256),
+        "gamma": 1.0,
+        "batch_size": 64,
+        "num_envs": 8,
+        "updates_per_env_step": 0.25,
+        "round_num_env_steps": 256,
+        "contrastive_alpha": 0.1,
+        "conservative_bias": 0.5,
+        "cloning_share": 0.2,
+    },
 }
 
 
@@ -118,7 +146,9 @@ def resolve_algorithm(settings: AlgorithmSettings, name: str) -> AlgorithmSettin
         if key not in defaults:
             users = sorted(other for other, known in LEARNER_DEFAULTS.items() if key in known)
             reason = (
-                "has no policy distribution to keep near a reference" if key in _NEAR_REFERENCE else "does not use it"
+                "has no policy distribution to keep near a reference"
+                if key in _NEAR_REFERENCE and name == "dqn"
+                else "does not use it"
             )
             raise ConfigError(
                 f"algorithm.{key} was given, but the learner is {name}, which {reason}. Used by: "
@@ -183,6 +213,11 @@ class LoopSettings(BaseModel):
     reward: RewardConfig = Field(RewardConfig(), description="What is learned from the answers.")
     exploration: ExplorationSettings = Field(ExplorationSettings(), description="Before the first session.")
     resources: ResourceSettings = Field(ResourceSettings(), description="Where things run.")
+
+    @property
+    def has_reward_model(self) -> bool:
+        """Whether the run fits a reward model; cpl learns from preferences without one."""
+        return self.learn_reward and self.algorithm.name != "cpl"
 
 
 def required(value: T | None) -> T:

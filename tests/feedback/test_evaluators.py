@@ -1,0 +1,85 @@
+"""Synthetic ratings and judged steps against their formulas, and which segments are shown."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from themis_ray.data import Demonstration, PreferenceDataset, Rating, Segment
+from themis_ray.envs import EnvConfig, get_env_spec
+from themis_ray.errors import DataError
+from themis_ray.feedback import judge_steps, open_demonstrations, rate_segments
+
+SPEC = get_env_spec(EnvConfig(id="Pendulum-v1"))
+NOW = datetime(2025, 3, 1, tzinfo=UTC)
+
+
+def make_segment(rewards: np.ndarray | list[float], env_id: str = "Pendulum-v1") -> Segment:
+    length = len(rewards)
+    return Segment.create(env_id, "e", 0, np.zeros((length, 3), np.float32), np.zeros((length, 1), np.float32), rewards)
+
+
+def test_levels_are_quantiles_of_recent_returns() -> None:
+    rng = np.random.default_rng(0)
+    recent = [make_segment(rng.normal(size=4)) for _ in range(40)]
+    segments = [make_segment(rng.normal(size=4)) for _ in range(50)]
+    levels = rate_segments(segments, recent, 5, 0.0, rng)
+    for segment, level in zip(segments, levels, strict=True):
+        num_smaller = sum(other.true_return < segment.true_return for other in recent)
+        assert level == min(4, 5 * num_smaller // 40)
+    assert set(levels) == set(range(5))
+
+
+def test_equal_returns_are_rated_in_the_middle() -> None:
+    same = [make_segment([1.0, 1.0])] * 5
+    assert rate_segments(same, same, 5, 0.0, np.random.default_rng(0)) == [2] * 5
+
+
+def test_wrong_ratings_are_as_frequent_as_asked_for_and_uniform() -> None:
+    recent = [make_segment([float(i)]) for i in range(100)]
+    segments = [recent[50]] * 10_000
+    levels = np.array(rate_segments(segments, recent, 4, 0.3, np.random.default_rng(0)))
+    counts = np.bincount(levels, minlength=4) / 10_000
+    np.testing.assert_allclose(counts, [0.1, 0.1, 0.7, 0.1], atol=0.015)
+
+
+def test_steps_are_judged_by_the_sign_beside_the_median() -> None:
+    rng = np.random.default_rng(0)
+    recent = [make_segment(rng.normal(size=6)) for _ in range(30)]
+    segments = [make_segment(rng.normal(size=6)) for _ in range(20)]
+    values = judge_steps(segments, recent, 0.5, 0.0, rng)
+    usual = sorted(float(reward) for segment in recent for reward in segment.true_rewards)
+    median = (usual[89] + usual[90]) / 2
+    size = sum(abs(reward - median) for reward in usual) / len(usual)
+    for segment, steps in zip(segments, values, strict=True):
+        for reward, value in zip(segment.true_rewards.tolist(), steps, strict=True):
+            assert value == (0 if abs(reward - median) <= 0.5 * size else 1 if reward > median else -1)
+    assert {value for steps in values for value in steps} == {-1, 0, 1}
+    assert judge_steps([make_segment([1.0, 1.0])], [make_segment([1.0, 1.0])], 0.0, 0.0, rng) == [(0, 0)]
+
+
+def test_wrong_signs_are_as_frequent_as_asked_for() -> None:
+    recent = [make_segment([0.0, 1.0, 2.0])]
+    (steps,) = judge_steps([make_segment(np.full(10_000, 3.0))], recent, 0.0, 0.2, np.random.default_rng(0))
+    assert np.mean(np.array(steps) == -1) == pytest.approx(0.2, abs=0.015)
+
+
+def test_the_best_segments_are_shown_unless_there_are_demonstrations(tmp_path) -> None:
+    dataset = PreferenceDataset(tmp_path)
+    segments = [make_segment([float(i), 0.0]) for i in (3, 1, 4, 2)]
+    rows = [Rating(segment.id, 0, 2, "oracle", 0, 100, NOW, NOW) for segment in segments]
+    dataset.append_evaluations(segments, rows)
+    shown = open_demonstrations(tmp_path, 2, SPEC, 2)
+    assert [segment.true_return for segment in shown] == [4, 3]
+    dataset.append_evaluations(segments[1:2] * 2, [Demonstration(segments[1].id, "annotator", 0, 100, NOW, NOW)] * 2)
+    assert open_demonstrations(tmp_path, 2, SPEC, 2) == segments[1:2]
+
+
+def test_segments_that_do_not_fit_are_refused(tmp_path) -> None:
+    with pytest.raises(DataError, match="holds no segments"):
+        open_demonstrations(tmp_path / "nothing", 2, SPEC, 2)
+    for name, segment in (("env", make_segment([1.0, 2.0], "Other-v1")), ("length", make_segment([1.0]))):
+        dataset = PreferenceDataset(tmp_path / name)
+        dataset.append_evaluations([segment], [Rating(segment.id, 0, 2, "oracle", 0, 100, NOW, NOW)])
+        with pytest.raises(DataError, match="does not fit this run"):
+            open_demonstrations(tmp_path / name, 2, SPEC, 2)

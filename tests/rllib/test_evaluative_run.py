@@ -1,0 +1,182 @@
+"""Runs that ask for ratings or good steps, or are shown demonstrations: from the question to the fit, and resumed."""
+
+import random
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from themis_ray.config import load_config, resolve
+from themis_ray.data import PreferenceDataset, Rating, Segment
+from themis_ray.errors import ConfigError, DataError
+from themis_ray.experiment import _metrics
+from themis_ray.randomness import seed_python
+from themis_ray.rllib import build_algorithm_config
+
+SMALL = [
+    "env.id=Pendulum-v1",
+    "env.horizon=20",
+    "num_env_steps=600",
+    "algorithm.hidden_sizes=[8]",
+    "algorithm.batch_size=8",
+    "exploration.num_seed_steps=100",
+    "exploration.num_env_steps=100",
+    "feedback.budget=12",
+    "feedback.session_size=4",
+    "feedback.segment_length=10",
+    "reward.hidden_sizes=[8]",
+    "reward.num_epochs=4",
+]
+
+
+def build(folder: Path, *settings: str) -> Any:
+    config, _ = resolve(load_config(None, [*SMALL, *settings]))
+    seed_python(config.seed)
+    return build_algorithm_config(config, folder).build_algo()
+
+
+def train(algorithm: Any, until: int = 600) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    while algorithm.env_steps < until:
+        rows.append(_metrics(algorithm, algorithm.train()))
+    return rows
+
+
+def store_random_segments(folder: Path) -> list[Segment]:
+    """Writes a dataset of ten rated segments of random actions."""
+    env, rng, now = gym.make("Pendulum-v1"), np.random.default_rng(0), datetime.now(UTC)
+    segments = []
+    for seed in range(10):
+        observation, _ = env.reset(seed=seed)
+        steps = []
+        for _ in range(10):
+            action = rng.uniform(-1, 1, 1).astype(np.float32)
+            following, reward, *_ = env.step(2 * action)
+            steps.append((observation, action, reward))
+            observation = following
+        arrays = [np.array(column, np.float32) for column in zip(*steps, strict=True)]
+        segments.append(Segment.create("Pendulum-v1", f"e{seed}", 0, *arrays))
+    rows = [Rating(segment.id, 0, 2, "nobody", 0, 0, now, now) for segment in segments]
+    PreferenceDataset(folder).append_evaluations(segments, rows)
+    return segments
+
+
+def loop_weights(algorithm: Any) -> dict[str, np.ndarray]:
+    weights: dict[str, np.ndarray] = algorithm.loop.reward_model.state["ensemble"]["weights"]
+    return weights
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("kind", ["rating", "step"])
+def test_a_run_asks_about_segments_and_fits_the_answers(kind: str, tmp_path: Path, ray_cluster: Any) -> None:
+    algorithm = build(tmp_path, f"feedback.kind={kind}")
+    try:
+        rows = train(algorithm)
+        dataset, loop = PreferenceDataset(tmp_path), algorithm.loop
+        stored = dataset.ratings if kind == "rating" else dataset.step_feedback
+        assert len(stored) == rows[-1]["queries_asked"] == 12, "the budget counts questions"
+        assert rows[-1]["num_preferences"] == dataset.num_queries == 0
+        assert dataset.evaluations == loop.dataset.evaluations
+        assert {row.teacher for row in stored} == {"oracle"}
+        assert sorted({row.feedback_session for row in stored}) == [0, 1, 2]
+        assert rows[-1]["reward_version"] == 3
+        assert np.isfinite(rows[-1]["fit_loss"])
+        assert loop.info["fit_accuracy"] == loop.info[f"fit_{kind}_accuracy"]
+        assert np.isfinite(rows[-1]["heldout_accuracy"])
+    finally:
+        algorithm.stop()
+
+
+@pytest.mark.ray
+def test_a_resumed_run_goes_on_like_one_that_never_stopped(tmp_path: Path, ray_cluster: Any) -> None:
+    settings = ["feedback.kind=rating", "teacher.eps_mistake=0.2"]
+    unstopped = build(tmp_path / "unstopped", *settings)
+    train(unstopped, until=320)
+    num_at_checkpoint = unstopped.loop.dataset.num_questions
+    unstopped.save_to_path(str(tmp_path / "checkpoint"))
+    unstopped.reset_environments()
+    expected = train(unstopped)
+    expected_rows = [(row.segment_id, row.level) for row in unstopped.loop.dataset.ratings]
+    expected_weights = loop_weights(unstopped)
+    unstopped.stop()
+    assert 0 < num_at_checkpoint < 12
+
+    resumed = build(tmp_path / "resumed", *settings)
+    random.seed(99)
+    torch.manual_seed(99)
+    resumed.restore_from_path(str(tmp_path / "checkpoint"))
+    assert len(PreferenceDataset(tmp_path / "resumed").ratings) == num_at_checkpoint
+    resumed.reset_environments()
+    rows = train(resumed)
+    weights, levels = loop_weights(resumed), [(row.segment_id, row.level) for row in resumed.loop.dataset.ratings]
+    resumed.stop()
+    assert levels == expected_rows
+    for name, values in expected_weights.items():
+        np.testing.assert_array_equal(values, weights[name], name)
+    for row, expected_row in zip(rows, expected, strict=True):
+        np.testing.assert_equal(row, expected_row)
+
+    # Answers that were stored after the checkpoint stay, and count against the budget.
+    late = build(tmp_path / "unstopped", *settings)
+    late.restore_from_path(str(tmp_path / "checkpoint"))
+    version = late.loop.reward_model.version
+    late.reset_environments()
+    rows = train(late)
+    kept = [(row.segment_id, row.level) for row in late.loop.dataset.ratings]
+    late_version = late.loop.reward_model.version
+    late.stop()
+    assert kept == expected_rows
+    assert rows[-1]["queries_asked"] == 12
+    assert late_version > version, "answers given after the checkpoint were not fitted"
+
+
+@pytest.mark.ray
+def test_demonstrations_of_another_run_are_fitted_beside_preferences(tmp_path: Path, ray_cluster: Any) -> None:
+    best = sorted(store_random_segments(tmp_path / "first"), key=lambda segment: -segment.true_return)[:3]
+    settings = [f"feedback.demonstrations={tmp_path / 'first'}", "feedback.num_demonstrations=3", "seed=1"]
+    algorithm = build(tmp_path / "second", *settings)
+    rows = train(algorithm, until=400)
+    algorithm.save_to_path(str(tmp_path / "checkpoint"))
+    loop = algorithm.loop
+    assert np.isfinite(loop.info["fit_demonstration_loss"])
+    algorithm.stop()
+    stored = PreferenceDataset(tmp_path / "second")
+    assert [row.segment_id for row in stored.demonstrations] == [segment.id for segment in best]
+    assert {row.teacher for row in stored.demonstrations} == {"first"}
+    assert stored.num_queries == stored.num_questions == rows[-1]["queries_asked"] > 0
+    restored = build(tmp_path / "third", *settings)
+    restored.restore_from_path(str(tmp_path / "checkpoint"))
+    assert restored.loop.dataset.evaluations == stored.evaluations
+    restored.stop()
+
+
+@pytest.mark.ray
+def test_demonstrations_alone_are_fitted(tmp_path: Path, ray_cluster: Any) -> None:
+    store_random_segments(tmp_path / "first")
+    algorithm = build(tmp_path / "second", f"feedback.demonstrations={tmp_path / 'first'}", "feedback.budget=0")
+    rows = train(algorithm, until=400)
+    algorithm.stop()
+    assert rows[-1]["queries_asked"] == 0
+    assert rows[-1]["reward_version"] == 1
+
+
+def test_other_teachers_only_compare() -> None:
+    settings = [
+        *SMALL,
+        "feedback.kind=rating",
+        "teacher.kind=scripted",
+        "teacher.function=examples.teachers:stay_upright",
+    ]
+    with pytest.raises(ConfigError, match="compares segments only"):
+        resolve(load_config(None, settings))
+
+
+def test_demonstrations_that_cannot_be_used_are_refused_before_the_run(tmp_path: Path) -> None:
+    from themis_ray.cli import _resolve_new
+
+    with pytest.raises(DataError, match="holds no segments"):
+        _resolve_new(load_config(None, [*SMALL, f"feedback.demonstrations={tmp_path}"]), None)

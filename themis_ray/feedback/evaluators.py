@@ -1,0 +1,100 @@
+"""Synthetic answers about single segments, made of the true rewards, and which segments are shown."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from themis_ray.data import PreferenceDataset, Segment
+from themis_ray.envs import EnvSpec
+from themis_ray.errors import DataError
+
+__all__ = ["judge_steps", "open_demonstrations", "rate_segments"]
+
+
+def rate_segments(
+    segments: Sequence[Segment],
+    recent: Sequence[Segment],
+    num_levels: int,
+    eps_mistake: float,
+    rng: np.random.Generator,
+) -> list[int]:
+    """Returns a level for each segment: in which of `num_levels` equal parts of recent true returns its own lies.
+
+    level = floor(num_levels * q), at most num_levels - 1, with q the share of recent returns that are smaller plus half
+    the share of equal ones. With probability `eps_mistake` it is one of the other levels, each as likely.
+
+    Args:
+        segments: What is rated.
+        recent: Segments of the learner that give the scale, at least one.
+        num_levels: From 2.
+        eps_mistake: Probability of a wrong level.
+        rng: Draws the mistakes; two numbers a segment whatever `eps_mistake` is.
+    """
+    returns = np.array([segment.true_return for segment in segments])[:, None]
+    scale = np.array([segment.true_return for segment in recent])[None]
+    quantiles = (scale < returns).mean(axis=1) + (scale == returns).mean(axis=1) / 2
+    levels = np.minimum((num_levels * quantiles).astype(np.int64), num_levels - 1)
+    is_mistake = rng.random(len(segments)) < eps_mistake
+    shifts = rng.integers(1, num_levels, size=len(segments))
+    chosen: list[int] = np.where(is_mistake, (levels + shifts) % num_levels, levels).tolist()
+    return chosen
+
+
+def judge_steps(
+    segments: Sequence[Segment],
+    recent: Sequence[Segment],
+    eps_equal: float,
+    eps_mistake: float,
+    rng: np.random.Generator,
+) -> list[tuple[int, ...]]:
+    """Returns for every step of each segment: 1 good, -1 bad, 0 no opinion.
+
+    The sign of true reward - median of the rewards of recent segments; 0 where that difference is at most eps_equal
+    times its mean size over recent steps. With probability `eps_mistake` good and bad are mixed up.
+
+    Args:
+        segments: What is judged, of one length.
+        recent: Segments of the learner that say what is usual, at least one.
+        eps_equal: Largest difference that goes unnoticed.
+        eps_mistake: Probability of the wrong sign, for every step by itself.
+        rng: Draws the mistakes.
+    """
+    rewards: NDArray[np.float64] = np.stack([segment.true_rewards for segment in segments], dtype=np.float64)
+    usual = np.concatenate([segment.true_rewards for segment in recent]).astype(np.float64)
+    median = np.median(usual)
+    margins = rewards - median
+    values = np.sign(margins) * (np.abs(margins) > eps_equal * np.abs(usual - median).mean())
+    values = np.where(rng.random(values.shape) < eps_mistake, -values, values).astype(np.int64)
+    return [tuple(row) for row in values.tolist()]
+
+
+def open_demonstrations(path: Path, count: int, spec: EnvSpec, segment_length: int) -> list[Segment]:
+    """Returns the demonstrations of a dataset, or where it has none its segments of the best true return.
+
+    Args:
+        path: Folder of a run or dataset.
+        count: Most segments returned; of demonstrations the first ones.
+        spec: The environment they have to be of.
+        segment_length: The number of steps they have to have.
+
+    Raises:
+        DataError: There are no segments, they cannot be read, or they are of another environment, length or shape.
+    """
+    dataset = PreferenceDataset(path)
+    shown = list(dict.fromkeys(dataset.segment(row.segment_id) for row in dataset.demonstrations))
+    segments = (shown or sorted(dataset.segments, key=lambda segment: -segment.true_return))[:count]
+    if not segments:
+        raise DataError(f"feedback.demonstrations={path} holds no segments. Give the folder of a run or dataset.")
+    observations = spec.observation_space
+    wanted = spec.id, segment_length, observations.shape, str(observations.dtype), spec.action_space.shape
+    for segment in segments:
+        arrays = segment.observations, segment.actions
+        found = segment.env_id, len(segment), arrays[0].shape[1:], str(arrays[0].dtype), arrays[1].shape[1:]
+        if found != wanted:
+            raise DataError(
+                f"feedback.demonstrations={path} does not fit this run: (environment, segment length, observations, "
+                f"action) are {found} there and {wanted} here. Change env or feedback.segment_length, or give another."
+            )
+    return segments
