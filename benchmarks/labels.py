@@ -135,7 +135,7 @@ class KnownSettings:
         self._defaults = dict(_flatten(yaml.safe_load(dump_config(load_config(None, ["env.id=Pendulum-v1"])))))
 
     def fingerprint(self, settings: Mapping[str, Any]) -> str:
-        """The fingerprint of the stored settings that these go with, else a new one, stored at once."""
+        """The fingerprint of the known settings that these go with, else a new one."""
         for fingerprint, stored in self._settings.items():
             if all(name in settings and settings[name] == value for name, value in stored.items()) and all(
                 value == self._defaults.get(name) for name, value in settings.items() if name not in stored
@@ -144,9 +144,13 @@ class KnownSettings:
         text = json.dumps(settings, sort_keys=True)
         fingerprint = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
         self._settings[fingerprint] = dict(settings)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(json.dumps(self._settings, indent=1) + "\n")
         return fingerprint
+
+    def store(self) -> None:
+        """Writes the settings that belong to a stored result."""
+        used = {result["fingerprint"] for result in stored_results()}
+        settings = {fingerprint: values for fingerprint, values in self._settings.items() if fingerprint in used}
+        self._path.write_text(json.dumps(settings, indent=1) + "\n")
 
 
 def train(run: Run, fingerprint: str, commit: str) -> dict[str, Any]:
@@ -190,7 +194,9 @@ def stored_results() -> list[dict[str, Any]]:
     return results
 
 
-def run_all(fingerprints: Mapping[Run, str], num_jobs: int, console: Console) -> list[str]:
+def run_all(
+    fingerprints: Mapping[Run, str], known_settings: KnownSettings, num_jobs: int, console: Console
+) -> list[str]:
     """Trains what is not stored yet, `num_jobs` runs at a time, and returns what failed."""
     done = {(r["task"], r["condition"], r["seed"], r["fingerprint"]) for r in stored_results()}
     to_run = [run for run, mark in fingerprints.items() if (run.task, run.condition, run.seed, mark) not in done]
@@ -214,6 +220,7 @@ def run_all(fingerprints: Mapping[Run, str], num_jobs: int, console: Console) ->
                 continue
             with RESULTS.open("a") as file:
                 file.write(json.dumps(result) + "\n")
+            known_settings.store()
             console.print(f"{run.name}: {result['true_return_mean']:.2f} in {result['wall_s']:.0f} s", highlight=False)
     return failures
 
@@ -287,7 +294,7 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Every run's score as a point, by task and condition, with the IQM as a bar."""
     conditions = [condition for condition in IQM_KEYS if scores_by_task(results, condition)]
     tasks = [task for task in NUM_SEEDS if any(task in scores_by_task(results, c) for c in conditions)]
-    figure, axes = plt.subplots(figsize=(1.5 + 1.7 * len(tasks), 3.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(max(7.0, 1.5 + 1.7 * len(tasks)), 3.6), layout="constrained")
     width = 0.8 / max(1, len(conditions))
     for i, condition in enumerate(conditions):
         scores = scores_by_task(results, condition)
@@ -370,7 +377,7 @@ def main() -> int:
     console = Console()
     known_settings = KnownSettings(SETTINGS)
     fingerprints = {run: known_settings.fingerprint(run.settings()) for run in runs}
-    failures = [] if arguments.report_only else run_all(fingerprints, arguments.jobs, console)
+    failures = [] if arguments.report_only else run_all(fingerprints, known_settings, arguments.jobs, console)
     wanted = {(run.task, run.condition, run.seed, mark) for run, mark in fingerprints.items()}
     results = [r for r in stored_results() if (r["task"], r["condition"], r["seed"], r["fingerprint"]) in wanted]
     report = summarise(results) | {"failures": failures, "num_runs_missing": len(wanted) - len(results)}
