@@ -10,6 +10,9 @@ by the final evaluation of 10 fresh episodes. Reported are the interquartile mea
 95 % bootstrap interval stratified by task (Agarwal et al. 2021, arXiv 2108.13264), and the share of runs above 0.95,
 because outcomes are bimodal: a run learns or it does not.
 
+A ratio against a weak learner proves nothing, so on HalfCheetah-v5 Stable-Baselines3's SAC with its own defaults learns
+from true reward beside ours (`sb3_sac`), on the same machine, in the virtual environment of `benchmarks.peers`.
+
 Hundreds of runs take hours, so every finished one is a line in `benchmarks/results/labels.jsonl`, which is kept in the
 repository; a later call goes on where the last one stopped, and repeats runs whose settings have changed.
 """
@@ -47,6 +50,7 @@ from rich.progress import track
 from rich.table import Table
 from scipy.stats import trim_mean
 
+from benchmarks.peers import SCRIPTS, ensure_venv, run_logged
 from themis_ray.config import dump_config, load_config, resolve
 from themis_ray.experiment import ray_session, run_experiment
 from themis_ray.tracking import RunFolder
@@ -69,6 +73,9 @@ CONDITIONS: dict[str, list[str]] = {
     "mistake30": ["teacher.name=mistake", "teacher.eps_mistake=0.3"],
     "mistake30_robust": ["teacher.name=mistake", "teacher.eps_mistake=0.3", "preset=robust"],
 }
+SB3 = "sb3_sac"
+TASKS_WITH_SB3 = ("halfcheetah",)
+SB3_TIMEOUT_S = 3600.0
 COLUMNS = ("task", "condition", "labels", "seeds", "true return", "score (IQM)", "above 0.95")
 IQM_KEYS = {
     "labels": "iqm",
@@ -96,7 +103,7 @@ class Run:
 
     def overrides(self) -> list[str]:
         """The settings beside those of the task's file."""
-        settings = [*CONDITIONS[self.condition], f"seed={self.seed}", "num_checkpoints_kept=1"]
+        settings = [*CONDITIONS.get(self.condition, []), f"seed={self.seed}", "num_checkpoints_kept=1"]
         if self.condition == "half_labels":
             settings.append(f"feedback.budget={load_config(self.path).feedback.budget // 2}")
         return settings
@@ -109,6 +116,8 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """The resolved settings by dotted name, without the seed."""
         config, _ = resolve(load_config(self.path, self.overrides()))
+        if self.condition == SB3:
+            return {"system": SB3, "env.id": config.env.id, "num_env_steps": config.num_env_steps}
         settings = dict(_flatten(yaml.safe_load(dump_config(config))))
         del settings["seed"]
         return settings
@@ -155,6 +164,29 @@ class KnownSettings:
 
 def train(run: Run, fingerprint: str, commit: str) -> dict[str, Any]:
     """Trains in this process, which keeps one Ray session for all its runs, and returns the line to store."""
+    measured = train_sb3(run) if run.condition == SB3 else train_ours(run)
+    return {
+        **{"task": run.task, "condition": run.condition, "seed": run.seed},
+        **measured,
+        **{"fingerprint": fingerprint, "commit": commit},
+    }
+
+
+def train_sb3(run: Run) -> dict[str, Any]:
+    """Stable-Baselines3's SAC on true reward for as many env steps."""
+    config = load_config(run.path)
+    arguments = {"--system": SB3, "--env-id": config.env.id, "--seed": run.seed, "--num-env-steps": config.num_env_steps}
+    log = OUT / "labels" / f"{run.name}.log"
+    command = [ensure_venv("sb3", SB3_TIMEOUT_S), SCRIPTS / "sb3_baseline.py"]
+    run_logged([*command, *(str(part) for pair in arguments.items() for part in pair)], log, SB3_TIMEOUT_S)
+    record = json.loads(log.read_text().strip().split("\n")[-1])
+    return {"true_return_mean": record["true_return"], "queries_asked": 0} | {
+        key: record[key] for key in ("num_env_steps", "wall_s")
+    }
+
+
+def train_ours(run: Run) -> dict[str, Any]:
+    """`themis train` with the settings of a run."""
     config, spec = resolve(load_config(run.path, run.overrides()))
     folder = RunFolder.create(OUT / "labels" / run.name, config, overwrite=True)
     summary: Mapping[str, Any] = {}
@@ -165,11 +197,7 @@ def train(run: Run, fingerprint: str, commit: str) -> dict[str, Any]:
         *("true_return_mean", "true_return_std", "random_return_mean", "num_env_steps", "queries_asked"),
         *("num_preferences", "heldout_accuracy", "reward_correlation", "wall_s"),
     )
-    return {
-        **{"task": run.task, "condition": run.condition, "seed": run.seed},
-        **{key: summary[key] for key in kept},
-        **{"fingerprint": fingerprint, "commit": commit},
-    }
+    return {key: summary[key] for key in kept}
 
 
 _session: contextlib.AbstractContextManager[None] | None = None
@@ -206,6 +234,8 @@ def run_all(
         return []
     commit = subprocess.check_output(["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True).strip()
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    if any(run.condition == SB3 for run in to_run):
+        ensure_venv("sb3", SB3_TIMEOUT_S)  # before two workers want it at once
     failures: list[str] = []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_jobs, context, start_worker) as executor:
@@ -229,7 +259,7 @@ def scores_by_task(results: Sequence[Mapping[str, Any]], condition: str) -> dict
     """Scores of a condition's runs, by task; tasks that lack runs of either kind are left out."""
     scores = {}
     for task in NUM_SEEDS:
-        of_task = [result for result in results if result["task"] == task]
+        of_task = [result for result in results if result["task"] == task and result["condition"] != SB3]
         true = [result["true_return_mean"] for result in of_task if result["condition"] == "true_reward"]
         learned = [result["true_return_mean"] for result in of_task if result["condition"] == condition]
         if true and learned:
@@ -273,7 +303,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def rows(results: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     """Task, condition, number of seeds, mean return, and score with the seeds above 0.95."""
     for task in NUM_SEEDS:
-        for condition in CONDITIONS:
+        for condition in (SB3, *CONDITIONS):
             returns = [r["true_return_mean"] for r in results if (r["task"], r["condition"]) == (task, condition)]
             if not returns:
                 continue
@@ -375,7 +405,7 @@ def main() -> int:
         Run(task, condition, seed)
         for seed in range(max(num_seeds.values()))
         for task in tasks
-        for condition in conditions
+        for condition in (*([SB3] if task in TASKS_WITH_SB3 else []), *conditions)
         if seed < num_seeds[task]
     ]
     console = Console()

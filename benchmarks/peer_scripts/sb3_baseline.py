@@ -1,4 +1,4 @@
-"""Stable-Baselines3 on the environment's own reward: the upper reference of `python -m benchmarks.peers`.
+"""Stable-Baselines3 on the environment's own reward: the upper reference of `benchmarks.peers` and `benchmarks.labels`.
 
 Runs in the virtual environment of `requirements-sb3.txt`, never in ours, and prints one JSON line at the end.
 `imitation_preferences.py` takes the clock and the evaluation from here, so that both peers are measured alike.
@@ -23,7 +23,8 @@ EVALUATION_SEED = 10_000
 NUM_EVALUATION_EPISODES = 10
 NUM_EVALUATIONS = 10  # while training goes on, with the clocks stopped
 
-# rl-baselines3-zoo's settings for Pendulum-v1 (hyperparams/sac.yml and ppo.yml); what is not named is SB3's default.
+# rl-baselines3-zoo's settings for Pendulum-v1 (hyperparams/sac.yml and ppo.yml); what is not named is SB3's default, and
+# so is everything in other environments.
 ZOO_SAC = {"learning_rate": 1e-3}
 ZOO_PPO = {
     "n_steps": 1024,
@@ -46,6 +47,7 @@ def parse_arguments(systems: Iterable[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--num-env-steps", type=int, required=True)
     parser.add_argument("--num-labels", type=int, default=0)
+    parser.add_argument("--env-id", default=ENV_ID)
     torch.set_num_threads(1)
     return parser.parse_args()
 
@@ -68,13 +70,13 @@ def policy_optimizer(agent: BaseAlgorithm) -> torch.optim.Optimizer:
     return agent.critic.optimizer if isinstance(agent, SAC) else agent.policy.optimizer
 
 
-def evaluate(agent: BaseAlgorithm) -> float:
+def evaluate(agent: BaseAlgorithm, env_id: str) -> float:
     """Plays fresh episodes with the deterministic policy.
 
     Returns:
         Mean undiscounted true return over the episodes of seeds 10000 to 10009.
     """
-    env = gymnasium.make(ENV_ID)
+    env = gymnasium.make(env_id)
     returns = []
     for episode in range(NUM_EVALUATION_EPISODES):
         obs, _ = env.reset(seed=EVALUATION_SEED + episode)
@@ -94,7 +96,8 @@ class Stopwatch:
     `curve` holds (wall-clock seconds, mean true return) of every evaluation.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, env_id: str = ENV_ID) -> None:
+        self._env_id = env_id
         self._wall, self._cpu = time.perf_counter(), time.process_time()
         self.curve: list[tuple[float, float]] = []
 
@@ -105,7 +108,7 @@ class Stopwatch:
     def evaluate(self, agent: BaseAlgorithm) -> None:
         """Adds a point to the curve; the clocks stand still meanwhile."""
         before = self.read()
-        self.curve.append((before["wall_s"], evaluate(agent)))
+        self.curve.append((before["wall_s"], evaluate(agent, self._env_id)))
         after = self.read()
         self._wall += after["wall_s"] - before["wall_s"]
         self._cpu += after["cpu_s"] - before["cpu_s"]
@@ -136,13 +139,14 @@ def print_result(agent: BaseAlgorithm, stopwatch: Stopwatch, packages: Iterable[
 
 def main() -> None:
     arguments = parse_arguments(["sb3_sac", "sb3_ppo"])
-    stopwatch = Stopwatch()
-    if arguments.system == "sb3_sac":
-        venv = make_vec_env(ENV_ID, n_envs=1, seed=arguments.seed)
-        agent = SAC("MlpPolicy", venv, seed=arguments.seed, device="cpu", **ZOO_SAC)
+    is_sac, is_pendulum = arguments.system == "sb3_sac", arguments.env_id == ENV_ID
+    stopwatch = Stopwatch(arguments.env_id)
+    if is_sac:
+        venv = make_vec_env(arguments.env_id, n_envs=1, seed=arguments.seed)
+        agent = SAC("MlpPolicy", venv, seed=arguments.seed, device="cpu", **(ZOO_SAC if is_pendulum else {}))
     else:
-        venv = make_vec_env(ENV_ID, n_envs=ZOO_PPO_NUM_ENVS, seed=arguments.seed)
-        agent = PPO("MlpPolicy", venv, seed=arguments.seed, device="cpu", **ZOO_PPO)
+        venv = make_vec_env(arguments.env_id, n_envs=ZOO_PPO_NUM_ENVS, seed=arguments.seed)
+        agent = PPO("MlpPolicy", venv, seed=arguments.seed, device="cpu", **(ZOO_PPO if is_pendulum else {}))
     num_updates = count_steps([policy_optimizer(agent)])
     callback = EvaluationCallback(stopwatch, arguments.num_env_steps // NUM_EVALUATIONS)
     agent.learn(total_timesteps=arguments.num_env_steps, callback=callback)

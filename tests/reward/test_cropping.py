@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from themis_ray.errors import ConfigError
 from themis_ray.reward import RewardConfig, RewardEnsemble
 from themis_ray.reward.cropping import Windows, random_windows, window_mask
+from themis_ray.reward.steps import SegmentSteps
 from themis_ray.reward.training import _pair_margins
 
 
@@ -50,8 +51,8 @@ def test_only_the_steps_of_the_windows_count_in_a_margin() -> None:
     observations, actions = observations.astype(np.float32), actions.astype(np.float32)
     sides = rng.integers(0, 6, (2, 3, 5))
     windows = random_windows((3, 5), 7, 6, rng)
-    inputs = ensemble.encode(observations, actions)
-    margins = _pair_margins(ensemble, inputs, torch.from_numpy(sides), windows).detach().numpy()
+    steps = SegmentSteps.of(ensemble, observations, actions)
+    margins = _pair_margins(ensemble, steps, torch.from_numpy(sides), windows).detach().numpy()
     rewards = ensemble.predict_members(observations.reshape(-1, 4), actions.reshape(-1, 2)).reshape(3, 6, 7)
     for member, pair in np.ndindex(3, 5):
         returns = []

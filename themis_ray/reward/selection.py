@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from themis_ray.data import LabelledPairs
 from themis_ray.reward.config import RewardConfig
-from themis_ray.reward.ensemble import Inputs, RewardEnsemble, left_probabilities
+from themis_ray.reward.ensemble import RewardEnsemble, left_probabilities
 from themis_ray.reward.labels import Examples, UnlabelledPairs, held_out, pseudo_labels, trust_labels
 from themis_ray.reward.state import ensemble_state, load_ensemble_state
+from themis_ray.reward.steps import SegmentSteps
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,24 +20,18 @@ class TrainingData:
     """Everything that a fit reads.
 
     Attributes:
-        inputs: Encoded steps (S, L, ...) of all segments, labelled ones first.
+        steps: The steps of all segments, labelled ones first.
         fitted: The preferences that are learnt.
         kept_out: The preferences that are not.
         unlabelled: (2, M) int64, rows of the left and right segments that pseudo-labels may be given to.
         micro_size: Queries that go through the networks at once.
     """
 
-    inputs: Inputs
+    steps: SegmentSteps
     fitted: Examples
     kept_out: Examples
     unlabelled: NDArray[np.int64]
     micro_size: int
-
-    @property
-    def segment_length(self) -> int:
-        """L, env steps per segment."""
-        return self.inputs.features.shape[1]
-
 
 def without_weightless(pairs: LabelledPairs) -> LabelledPairs:
     """Returns the pairs whose weight is above 0, and the segments that are in one of them."""
@@ -57,19 +52,30 @@ def training_data(
     unlabelled: UnlabelledPairs | None,
     micro_size: int,
 ) -> TrainingData:
-    """Encodes all segments once and splits the preferences."""
+    """Encodes all segments once and splits the preferences.
+
+    Args:
+        ensemble: What is to be fitted.
+        pairs: The labelled queries.
+        config: Options and memory limit.
+        unlabelled: Where pseudo-labels may come from.
+        micro_size: Queries at once whose steps all go through the networks; it is a whole batch where distinct steps
+            are so few that these go through instead.
+    """
     observations, actions = pairs.observations, pairs.actions
     rows = np.zeros((2, 0), np.int64)
     if unlabelled is not None and config.pseudo_label_threshold is not None:
         rows = np.stack([unlabelled.left, unlabelled.right]) + len(observations)
         observations = np.concatenate([observations, unlabelled.observations])
         actions = np.concatenate([actions, unlabelled.actions])
-    inputs = ensemble.encode(observations, actions)
-    if inputs.pixels is None:  # frames may not fit on a GPU: they follow batch by batch
-        inputs = inputs.to(ensemble.device)
+    steps = SegmentSteps.of(ensemble, observations, actions)
     examples = Examples(np.stack([pairs.left, pairs.right]), pairs.labels, pairs.weights)
     is_kept_out = held_out(pairs, config.heldout_share)
-    return TrainingData(inputs, examples.take(~is_kept_out), examples.take(is_kept_out), rows, micro_size)
+    fitted = examples.take(~is_kept_out)
+    batch_size = min(config.batch_size, len(fitted))
+    if steps.are_few_for(2 * batch_size) and 2 * steps.num_distinct * ensemble.bytes_per_row <= config.max_batch_bytes:
+        micro_size = batch_size
+    return TrainingData(steps, fitted, examples.take(is_kept_out), rows, micro_size)
 
 
 def choose_examples(
@@ -195,11 +201,9 @@ def _margins(ensemble: RewardEnsemble, data: TrainingData, sides: NDArray[np.int
     """
     rows, positions = np.unique(sides, return_inverse=True)
     positions = positions.reshape(sides.shape)
-    inputs = data.inputs
     returns = np.empty((ensemble.ensemble_size, len(rows)), np.float32)
     for part in slices(len(rows), 2 * data.micro_size):
-        chosen = inputs.gather(torch.from_numpy(rows[part]).to(inputs.features.device))
-        rewards = ensemble.evaluate(chosen.flatten(0, 1).to(ensemble.device))
-        returns[:, part] = rewards.view(ensemble.ensemble_size, -1, data.segment_length).sum(dim=2).cpu().numpy()
+        rewards = data.steps.rewards(ensemble, torch.from_numpy(rows[None, part]))
+        returns[:, part] = rewards.sum(dim=2).cpu().numpy()
     margins: NDArray[np.float32] = returns[:, positions[0]] - returns[:, positions[1]]
     return margins

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 from themis_ray.data import EvaluatedSegments, LabelledPairs
 from themis_ray.reward.config import RewardConfig
 from themis_ray.reward.cropping import Windows, random_windows, window_mask
-from themis_ray.reward.ensemble import Inputs, RewardEnsemble, left_probabilities
+from themis_ray.reward.ensemble import RewardEnsemble, left_probabilities
 from themis_ray.reward.labels import Examples, UnlabelledPairs
 from themis_ray.reward.likelihoods import EvaluationLosses, spread
 from themis_ray.reward.selection import (
@@ -25,6 +25,7 @@ from themis_ray.reward.selection import (
     training_data,
     without_weightless,
 )
+from themis_ray.reward.steps import SegmentSteps
 
 # Rows of one member per forward and backward pass on a CPU: more would fall out of the cache and cost page faults.
 _MICRO_BATCH_ROWS_CPU = 2048
@@ -174,12 +175,12 @@ def _run_pass(
     weights = examples.weights[order] if np.ptp(examples.weights) else None
     windows = None
     if config.temporal_crop:
-        windows = random_windows(order.shape, data.segment_length, config.temporal_crop, rng)
+        windows = random_windows(order.shape, data.steps.segment_length, config.temporal_crop, rng)
     logits = [
         _gradient_step(
             ensemble,
             optimizer,
-            data.inputs,
+            data.steps,
             examples.sides[:, order[:, rows]],
             labels[:, rows],
             None if weights is None else weights[:, rows],
@@ -195,7 +196,7 @@ def _run_pass(
 def _gradient_step(
     ensemble: RewardEnsemble,
     optimizer: torch.optim.Optimizer,
-    inputs: Inputs,
+    steps: SegmentSteps,
     sides: NDArray[np.int64],
     labels: NDArray[np.float32],
     weights: NDArray[np.float32] | None,
@@ -213,7 +214,7 @@ def _gradient_step(
     optimizer.zero_grad()
     logits = []
     for part in slices(batch_size, micro_size):
-        margin = _pair_margins(ensemble, inputs, rows[:, :, part], None if windows is None else windows.take(part))
+        margin = _pair_margins(ensemble, steps, rows[:, :, part], None if windows is None else windows.take(part))
         scale = None if scales is None else scales[:, part]
         loss = F.binary_cross_entropy_with_logits(margin, targets[:, part], weight=scale, reduction="sum") / batch_size
         loss.backward()  # type: ignore[no-untyped-call]
@@ -229,16 +230,15 @@ def _weight_scales(weights: NDArray[np.float32]) -> Tensor:
     return torch.from_numpy(weights / weights.mean(axis=1, keepdims=True))
 
 
-def _pair_margins(ensemble: RewardEnsemble, inputs: Inputs, sides: Tensor, windows: Windows | None) -> Tensor:
+def _pair_margins(ensemble: RewardEnsemble, steps: SegmentSteps, sides: Tensor, windows: Windows | None) -> Tensor:
     """Returns the predicted return of left minus that of right, (K, B), for segment rows `sides` (2, K, B).
 
     Both sides of all members go through the networks in one forward pass. Steps outside of a window go through them
     too and do not count.
     """
     _, ensemble_size, batch_size = sides.shape
-    both = sides.transpose(0, 1).reshape(ensemble_size, 2 * batch_size).to(inputs.features.device)
-    rewards = ensemble.evaluate(inputs.gather(both).flatten(1, 2).to(ensemble.device))
-    rewards = rewards.view(ensemble_size, 2, batch_size, -1)
+    both = sides.transpose(0, 1).reshape(ensemble_size, 2 * batch_size)
+    rewards = steps.rewards(ensemble, both).view(ensemble_size, 2, batch_size, -1)
     if windows is not None:
         mask = torch.from_numpy(window_mask(windows, rewards.shape[3])).transpose(0, 1)
         rewards = rewards * mask.to(rewards.device)
