@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from themis_ray.data.preferences import check_answer
 
 MIN_NUM_LEVELS = 2
 STEP_VALUES = (-1, 0, 1)
@@ -44,7 +46,7 @@ class Rating:
     def __post_init__(self) -> None:
         if self.num_levels < MIN_NUM_LEVELS or not 0 <= self.level < self.num_levels:
             raise ValueError(f"level must be from 0 to num_levels - 1, not {self.level} of {self.num_levels} levels")
-        _check_answer(self)
+        check_answer(self, "segment_id")
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class StepFeedback:
         object.__setattr__(self, "values", tuple(self.values))
         if not self.values or not set(self.values) <= set(STEP_VALUES):
             raise ValueError(f"values must be one of {STEP_VALUES} for every step, not {self.values}")
-        _check_answer(self)
+        check_answer(self, "segment_id")
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Demonstration:
     answered_at: datetime
 
     def __post_init__(self) -> None:
-        _check_answer(self)
+        check_answer(self, "segment_id")
 
 
 Evaluation = Rating | StepFeedback | Demonstration
@@ -171,17 +173,3 @@ class EvaluatedSegments:
     def __len__(self) -> int:
         """Counts the answers of all kinds."""
         return len(self.rated) + len(self.judged) + len(self.shown)
-
-
-def _check_answer(answer: Evaluation) -> None:
-    for name in ("segment_id", "teacher"):
-        if not getattr(answer, name):
-            raise ValueError(f"{name} must not be empty")
-    for name in ("feedback_session", "num_env_steps"):
-        if getattr(answer, name) < 0:
-            raise ValueError(f"{name} must be at least 0, not {getattr(answer, name)}")
-    for name in ("asked_at", "answered_at"):
-        if getattr(answer, name).utcoffset() != timedelta(0):
-            raise ValueError(f"{name} must be a time in UTC, not {getattr(answer, name)!r}")
-    if answer.answered_at < answer.asked_at:
-        raise ValueError(f"answered_at ({answer.answered_at}) must not be before asked_at ({answer.asked_at})")

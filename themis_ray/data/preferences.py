@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Protocol
 
 MAX_LABEL_MARGIN = 0.5
 
@@ -73,18 +74,56 @@ class Preference:
     answered_at: datetime
 
     def __post_init__(self) -> None:
-        for name in ("query_id", "left_id", "right_id", "teacher"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} must not be empty")
+        check_answer(self, "query_id", "left_id", "right_id")
         if self.left_id == self.right_id:
             raise ValueError(f"a preference needs two different segments, not {self.left_id} twice")
         # A plain "left" from a file or a form becomes the enum's member.
         object.__setattr__(self, "choice", Choice(self.choice))
-        for name in ("feedback_session", "num_env_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
-        for name in ("asked_at", "answered_at"):
-            if getattr(self, name).utcoffset() != timedelta(0):
-                raise ValueError(f"{name} must be a time in UTC, not {getattr(self, name)!r}")
-        if self.answered_at < self.asked_at:
-            raise ValueError(f"answered_at ({self.answered_at}) must not be before asked_at ({self.asked_at})")
+
+
+class Answer(Protocol):
+    """What every kind of answer says about who gave it and when."""
+
+    @property
+    def teacher(self) -> str:
+        """Name of the teacher, or the pseudonymous id of an annotator."""
+
+    @property
+    def feedback_session(self) -> int:
+        """Number of the feedback session, from 0."""
+
+    @property
+    def num_env_steps(self) -> int:
+        """Env steps the learner had done when the question was asked."""
+
+    @property
+    def asked_at(self) -> datetime:
+        """When the question was asked, in UTC."""
+
+    @property
+    def answered_at(self) -> datetime:
+        """When it was answered, in UTC."""
+
+
+def check_answer(answer: Answer, *ids: str) -> None:
+    """Checks what all kinds of answers have in common.
+
+    Args:
+        answer: The answer.
+        *ids: Names of its attributes that are ids.
+
+    Raises:
+        ValueError: An id or the teacher is empty, a count is negative, a time is not in UTC, or the answer came
+            before the question.
+    """
+    for name in (*ids, "teacher"):
+        if not getattr(answer, name):
+            raise ValueError(f"{name} must not be empty")
+    for name in ("feedback_session", "num_env_steps"):
+        if getattr(answer, name) < 0:
+            raise ValueError(f"{name} must be at least 0, not {getattr(answer, name)}")
+    for name in ("asked_at", "answered_at"):
+        if getattr(answer, name).utcoffset() != timedelta(0):
+            raise ValueError(f"{name} must be a time in UTC, not {getattr(answer, name)!r}")
+    if answer.answered_at < answer.asked_at:
+        raise ValueError(f"answered_at ({answer.answered_at}) must not be before asked_at ({answer.asked_at})")

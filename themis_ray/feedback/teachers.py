@@ -157,18 +157,12 @@ class SyntheticTeacher:
         del feedback_session
         if not queries:
             return []
-        rewards = _true_rewards(queries)
-        choice_draws, mistake_draws = rng.random((2, len(queries)))
-        sums = rewards.sum(axis=-1)
-        left_margins = _weighted_margins(rewards, self.parameters.gamma)
-        is_left = _prefers_left(left_margins, self.parameters.beta, choice_draws)
-        is_left ^= mistake_draws < self.parameters.eps_mistake
-        threshold = self.parameters.eps_equal * _typical_return(sums, rewards.shape[-1], returns)
+        sums, left_margins, is_left = _judge(queries, self.parameters, rng)
+        threshold = self.parameters.eps_equal * _typical_return(sums, _segment_length(queries), returns)
         is_equal = (left_margins == 0.0) | (np.abs(sums[:, 0] - sums[:, 1]) < threshold)
         best = sums.max(axis=-1)
         is_skip = best < np.quantile(best, self.parameters.eps_skip)
-        words = np.select([is_skip, is_equal, is_left], [Choice.SKIP, Choice.EQUAL, Choice.LEFT], Choice.RIGHT)
-        return [Choice(word) for word in words]
+        return _choices(is_skip, is_equal, is_left)
 
 
 class BPrefTeacher:
@@ -207,19 +201,11 @@ class BPrefTeacher:
         """
         if not queries:
             return []
-        rewards = _true_rewards(queries)
-        choice_draws, mistake_draws = rng.random((2, len(queries)))
-        sums = rewards.sum(axis=-1)
-        left_margins = _weighted_margins(rewards, self.parameters.gamma)
-        is_left = _prefers_left(left_margins, self.parameters.beta, choice_draws)
-        if self.parameters.beta == RATIONAL:
-            is_left |= left_margins == 0.0
-        is_left ^= mistake_draws < self.parameters.eps_mistake
-        skip_threshold, equal_threshold = self._thresholds(rewards.shape[-1], returns, feedback_session)
+        sums, _, is_left = _judge(queries, self.parameters, rng, ties_go_left=True)
+        skip_threshold, equal_threshold = self._thresholds(_segment_length(queries), returns, feedback_session)
         is_equal = np.abs(sums[:, 0] - sums[:, 1]) < equal_threshold
         is_skip = (skip_threshold > 0.0) & (sums.max(axis=-1) <= skip_threshold)
-        words = np.select([is_skip, is_equal, is_left], [Choice.SKIP, Choice.EQUAL, Choice.LEFT], Choice.RIGHT)
-        return [Choice(word) for word in words]
+        return _choices(is_skip, is_equal, is_left)
 
     def _thresholds(self, segment_length: int, returns: RecentReturns, feedback_session: int) -> tuple[float, float]:
         """Returns the thresholds of skip and of equal."""
@@ -229,6 +215,37 @@ class BPrefTeacher:
         margin = float(np.mean(episode_returns)) * (segment_length / float(np.mean(episode_lengths)))
         power = 1 if feedback_session == 0 else 2
         return margin * self.parameters.eps_skip**power, margin * self.parameters.eps_equal**power
+
+
+def _judge(
+    queries: Sequence[Query], parameters: TeacherParameters, rng: np.random.Generator, *, ties_go_left: bool = False
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Returns true returns (N, 2), weighted margins (N,), and whether left is chosen (N,), mistakes included.
+
+    Two uniform numbers are drawn for each query whatever the parameters. With `ties_go_left` a rational teacher chooses
+    left where the margin is exactly 0.
+
+    Raises:
+        ValueError: The segments are not all of one length.
+    """
+    rewards = _true_rewards(queries)
+    choice_draws, mistake_draws = rng.random((2, len(queries)))
+    left_margins = _weighted_margins(rewards, parameters.gamma)
+    is_left = _prefers_left(left_margins, parameters.beta, choice_draws)
+    if ties_go_left and parameters.beta == RATIONAL:
+        is_left |= left_margins == 0.0
+    is_left ^= mistake_draws < parameters.eps_mistake
+    return rewards.sum(axis=-1), left_margins, is_left
+
+
+def _choices(is_skip: NDArray[np.bool_], is_equal: NDArray[np.bool_], is_left: NDArray[np.bool_]) -> list[Choice]:
+    """Returns one choice per query; skip goes before equal and equal before a side."""
+    words = np.select([is_skip, is_equal, is_left], [Choice.SKIP, Choice.EQUAL, Choice.LEFT], Choice.RIGHT)
+    return [Choice(word) for word in words]
+
+
+def _segment_length(queries: Sequence[Query]) -> int:
+    return len(queries[0].left.true_rewards)
 
 
 def _true_rewards(queries: Sequence[Query]) -> NDArray[np.float64]:

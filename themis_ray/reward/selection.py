@@ -33,6 +33,7 @@ class TrainingData:
     unlabelled: NDArray[np.int64]
     micro_size: int
 
+
 def without_weightless(pairs: LabelledPairs) -> LabelledPairs:
     """Returns the pairs whose weight is above 0, and the segments that are in one of them."""
     counts = pairs.weights > 0
