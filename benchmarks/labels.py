@@ -158,7 +158,8 @@ class KnownSettings:
     def store(self) -> None:
         """Writes the settings that belong to a stored result."""
         used = {result["fingerprint"] for result in stored_results()}
-        settings = {fingerprint: values for fingerprint, values in self._settings.items() if fingerprint in used}
+        others = json.loads(self._path.read_text()) if self._path.exists() else {}  # of a call beside this one
+        settings = {mark: values for mark, values in (others | self._settings).items() if mark in used}
         self._path.write_text(json.dumps(settings, indent=1) + "\n")
 
 
