@@ -176,7 +176,12 @@ def train(run: Run, fingerprint: str, commit: str) -> dict[str, Any]:
 def train_sb3(run: Run) -> dict[str, Any]:
     """Stable-Baselines3's SAC on true reward for as many env steps."""
     config = load_config(run.path)
-    arguments = {"--system": SB3, "--env-id": config.env.id, "--seed": run.seed, "--num-env-steps": config.num_env_steps}
+    arguments = {
+        "--system": SB3,
+        "--env-id": config.env.id,
+        "--seed": run.seed,
+        "--num-env-steps": config.num_env_steps,
+    }
     log = OUT / "labels" / f"{run.name}.log"
     command = [ensure_venv("sb3", SB3_TIMEOUT_S), SCRIPTS / "sb3_baseline.py"]
     run_logged([*command, *(str(part) for pair in arguments.items() for part in pair)], log, SB3_TIMEOUT_S)

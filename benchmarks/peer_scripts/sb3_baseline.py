@@ -23,8 +23,8 @@ EVALUATION_SEED = 10_000
 NUM_EVALUATION_EPISODES = 10
 NUM_EVALUATIONS = 10  # while training goes on, with the clocks stopped
 
-# rl-baselines3-zoo's settings for Pendulum-v1 (hyperparams/sac.yml and ppo.yml); what is not named is SB3's default, and
-# so is everything in other environments.
+# rl-baselines3-zoo's settings for Pendulum-v1 (hyperparams/sac.yml and ppo.yml); what is not named is SB3's default,
+# and so is everything in other environments.
 ZOO_SAC = {"learning_rate": 1e-3}
 ZOO_PPO = {
     "n_steps": 1024,
