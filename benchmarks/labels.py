@@ -53,6 +53,7 @@ from scipy.stats import trim_mean
 from benchmarks.peers import SCRIPTS, ensure_venv, run_logged
 from themis_ray.config import dump_config, load_config, resolve
 from themis_ray.experiment import ray_session, run_experiment
+from themis_ray.rllib.settings import LEARNER_DEFAULTS
 from themis_ray.tracking import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,9 +146,13 @@ class KnownSettings:
 
     def fingerprint(self, settings: Mapping[str, Any]) -> str:
         """The fingerprint of the known settings that these go with, else a new one."""
+        defaults = LEARNER_DEFAULTS.get(settings.get("algorithm.name", ""), {})
+        learner = {f"algorithm.{name}": value for name, value in defaults.items()}
         for fingerprint, stored in self._settings.items():
             if all(name in settings and settings[name] == value for name, value in stored.items()) and all(
-                value == self._defaults.get(name) for name, value in settings.items() if name not in stored
+                value in (self._defaults.get(name), learner.get(name))
+                for name, value in settings.items()
+                if name not in stored
             ):
                 return fingerprint
         text = json.dumps(settings, sort_keys=True)

@@ -32,7 +32,8 @@ def test_distinct_steps_are_kept_once_and_every_step_is_found_again() -> None:
     assert found.num_distinct <= 24
     plain = ensemble.encode(observations, actions)
     gathered = found.inputs.gather(found.index)
-    assert gathered.pixels is not None and plain.pixels is not None
+    assert gathered.pixels is not None
+    assert plain.pixels is not None
     assert torch.equal(gathered.pixels, plain.pixels)
     assert torch.equal(gathered.features, plain.features)
 

@@ -127,7 +127,9 @@ def build_algorithm_config(settings: LoopSettings, dataset_path: Path | None = N
     )
     config.learners(num_learners=resources.num_learners, num_gpus_per_learner=resources.num_gpus_per_learner)
     config.training(gamma=algorithm.gamma)
-    rate = algorithm.learning_rate
+    rate: Any = algorithm.learning_rate
+    if algorithm.anneal_learning_rate:
+        rate = [[0, rate], [settings.num_env_steps, 0.0]]
     if algorithm.name == "sac":
         config.training(actor_lr=rate, critic_lr=rate, alpha_lr=rate)
     else:

@@ -77,13 +77,13 @@ class ReplayLearner(TorchLearner):
             }
         else:
             groups = {"critic": (list(module.q_network.parameters()), config.lr)}
-        for name, (parameters, learning_rate) in groups.items():
+        for name, (parameters, rate_or_schedule) in groups.items():
             self.register_optimizer(
                 module_id=module_id,
                 optimizer_name=name,
-                optimizer=Adam(parameters, lr=learning_rate, fused=True),
+                optimizer=Adam(parameters, fused=True),  # its step size comes from RLlib
                 params=parameters,
-                lr_or_lr_schedule=learning_rate,
+                lr_or_lr_schedule=rate_or_schedule,
             )
 
     def _optimizers(self) -> dict[str, Any]:

@@ -27,6 +27,9 @@ class AlgorithmSettings(BaseModel):
 
     name: LearnerName = Field("auto", description="auto: sac for Box actions, ppo for Discrete and MultiDiscrete.")
     learning_rate: float | None = Field(None, gt=0, description="Adam's step size for every network.")
+    anneal_learning_rate: bool | None = Field(
+        None, description="Whether the step size falls linearly to 0 over the run, so that the last policy has settled."
+    )
     hidden_sizes: tuple[int, ...] | None = Field(None, description="Width of each hidden layer.")
     gamma: float | None = Field(None, ge=0, le=1, description="Discount factor.")
     batch_size: int | None = Field(
@@ -84,6 +87,7 @@ ALGORITHM_DESCRIPTIONS: Mapping[str, str] = {
 
 _OFF_POLICY: dict[str, Any] = {
     "learning_rate": 3e-4,
+    "anneal_learning_rate": False,
     "hidden_sizes": (256, 256),
     "gamma": 0.99,
     "batch_size": 256,
@@ -98,6 +102,7 @@ _NEAR_REFERENCE: dict[str, Any] = {"reference": None, "kl_coefficient": None}
 LEARNER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "ppo": {
         "learning_rate": 1e-3,
+        "anneal_learning_rate": False,
         "hidden_sizes": (64, 64),
         "gamma": 0.99,
         "batch_size": 2048,
@@ -121,6 +126,7 @@ LEARNER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     },
     "cpl": {
         "learning_rate": 3e-4,
+        "anneal_learning_rate": False,
         "hidden_sizes": (256, 256),
         "gamma": 1.0,
         "batch_size": 64,
