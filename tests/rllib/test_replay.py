@@ -141,3 +141,56 @@ def test_rows_are_drawn_uniformly_among_the_filled_ones() -> None:
     assert len(counts) == 10
     assert np.abs(counts - 5000).max() < 5 * np.sqrt(5000 * 0.9)
     np.testing.assert_array_equal(rows, replay.sample_rows(50_000, np.random.default_rng(7)))
+
+
+def walk(lengths: list[int], *, terminated: bool) -> Transitions:
+    """Episodes of a counter, one after another; each ends for good or not."""
+    counts = [1000 * i + np.arange(length) for i, length in enumerate(lengths)]
+    states = np.concatenate(counts).astype(np.float32)
+    ends = np.concatenate([np.arange(1, length + 1) == length for length in lengths])
+    column = np.repeat(states[:, None], 3, axis=1)
+    actions = np.zeros((len(states), 2), np.float32)
+    return Transitions(column, column + 1, actions, np.arange(1, len(states) + 1, dtype=np.float32), ends & terminated)
+
+
+@pytest.mark.parametrize("is_terminated", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 3, 10])
+def test_returns_of_n_steps_equal_a_loop_over_each_episode(n: int, is_terminated: bool) -> None:
+    lengths, gamma = [4, 1, 6, 2], 0.9
+    replay = ReplayBuffer(20, STATE, TORQUE)
+    transitions = walk(lengths, terminated=is_terminated)
+    replay.add(transitions, np.zeros(len(transitions), np.float32))
+    rows = np.random.default_rng(0).permutation(len(transitions))
+    returns, last, num_more = replay.n_step(rows, replay.true_rewards, n, gamma)
+    ends = np.cumsum(lengths)
+    for i, row in enumerate(rows):
+        end = ends[np.searchsorted(ends, row, side="right")]
+        steps = range(row, min(row + n, end))
+        assert returns[i] == pytest.approx(sum(gamma ** (t - row) * replay.true_rewards[t] for t in steps))
+        assert last[i] == steps[-1]
+        assert num_more[i] == len(steps) - 1
+
+
+def test_steps_are_not_followed_from_the_newest_row_into_the_oldest() -> None:
+    replay = ReplayBuffer(5, STATE, TORQUE)
+    transitions = walk([8], terminated=False)
+    for start in (0, 4):
+        part = slice(start, start + 4)
+        columns = (getattr(transitions, name)[part] for name in Transitions.__dataclass_fields__)
+        replay.add(Transitions(*columns), np.zeros(4, np.float32))
+    rows = np.arange(5)
+    _, last, num_more = replay.n_step(rows, replay.true_rewards, 10, 1.0)
+    newest = np.argmax(replay.true_rewards)
+    assert set(last) == {newest}
+    np.testing.assert_array_equal(num_more, replay.true_rewards[newest] - replay.true_rewards[rows])
+
+
+def test_a_single_row_does_not_follow_itself() -> None:
+    replay = ReplayBuffer(5, STATE, TORQUE)
+    same = np.zeros((1, 3), np.float32)
+    replay.add(
+        Transitions(same, same, np.zeros((1, 2), np.float32), np.ones(1, np.float32), np.zeros(1, np.bool_)), [0.0]
+    )
+    returns, last, _ = replay.n_step(np.array([0]), replay.true_rewards, 5, 1.0)
+    assert returns[0] == 1
+    assert last[0] == 0

@@ -109,14 +109,19 @@ class ReplayAlgorithm(PreferenceAlgorithm):
         if is_exploring:
             reference = replay.observations[replay.sample_rows(NUM_REFERENCE_OBSERVATIONS, rng)]
             rewards = loop.intrinsic_rewards(replay.next_observations[rows], reference)
+            last_rows, num_more = rows, np.zeros(len(rows), np.int64)
         else:
-            rewards = (replay.predicted_rewards if loop.settings.learn_reward else replay.true_rewards)[rows]
+            paid = replay.predicted_rewards if loop.settings.learn_reward else replay.true_rewards
+            n = loop.settings.algorithm.n_step or 1
+            rewards, last_rows, num_more = replay.n_step(rows, paid, n, self.config.gamma)
+        # Learners discount by one step; the steps between it and the last row make that row's future worth less.
+        discounts = (self.config.gamma**num_more).astype(np.float32)
         columns = {
             Columns.OBS: replay.observations[rows],
-            Columns.NEXT_OBS: replay.next_observations[rows],
+            Columns.NEXT_OBS: replay.next_observations[last_rows],
             Columns.ACTIONS: replay.actions[rows],
             Columns.REWARDS: rewards,
-            Columns.TERMINATEDS: replay.terminated[rows],
+            Columns.TERMINATEDS: 1 - discounts * (1 - replay.terminated[last_rows]),
         }
         batch = MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=len(rows))
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):

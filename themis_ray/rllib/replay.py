@@ -85,6 +85,36 @@ class ReplayBuffer:
         """Draw row numbers uniformly with replacement, shape (num_rows,)."""
         return rng.integers(self.size, size=num_rows)
 
+    def n_step(
+        self, rows: NDArray[np.int64], rewards: NDArray[np.float32], n: int, gamma: float
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+        """Follow rows for up to n steps in all (Sutton 1988; without correction for the policy, as in Rainbow).
+
+        A row is followed by the next one if it ended in the observation in which that one began and not for good; rows
+        that break off sooner count fewer steps.
+
+        Args:
+            rows: (N,) where to begin.
+            rewards: Column of the replay that is paid.
+            n: Most steps.
+            gamma: Discount factor.
+
+        Returns:
+            (N,) sums of gamma^k rewards, (N,) the last row of each, and (N,) how many steps it comes after the first.
+        """
+        returns, last = rewards[rows], rows.copy()
+        num_more = np.zeros(len(rows), np.int64)
+        active = np.arange(len(rows))
+        for k in range(1, n):
+            following = (last[active] + 1) % self.size
+            ends, begins = self.next_observations[last[active]], self.observations[following]
+            is_same = (ends == begins).all(axis=tuple(range(1, ends.ndim))) & (following != rows[active])
+            goes_on = is_same & (self.terminated[last[active]] == 0)
+            active, following = active[goes_on], following[goes_on]
+            returns[active] += gamma**k * rewards[following]
+            last[active], num_more[active] = following, k
+        return returns, last, num_more
+
     def relabel(self, predict: Predict) -> None:
         """Recompute every predicted reward with `predict(observations, actions) -> (N,)`, in large batches."""
         chunk_size = max(1, RELABEL_CHUNK_BYTES // max(1, self.observations[:1].nbytes))

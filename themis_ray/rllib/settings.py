@@ -49,6 +49,7 @@ class AlgorithmSettings(BaseModel):
         None, ge=1, description="sac, dqn, cpl: env steps between updates; the updates they owe run together."
     )
     tau: float | None = Field(None, gt=0, le=1, description="sac, dqn: share of the target network replaced a step.")
+    n_step: int | None = Field(None, ge=1, description="dqn: rewards that a target adds up before it looks at values.")
     initial_alpha: float | None = Field(None, gt=0, description="sac: first entropy temperature, tuned from there.")
     final_epsilon: float | None = Field(None, ge=0, le=1, description="dqn: random actions after the annealing.")
     epsilon_share: float | None = Field(
@@ -121,6 +122,7 @@ LEARNER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         **_OFF_POLICY,
         "updates_per_env_step": 0.5,
         "batch_size": 128,
+        "n_step": 1,
         "final_epsilon": 0.05,
         "epsilon_share": 0.2,
     },
