@@ -28,6 +28,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -217,9 +218,18 @@ _session: contextlib.AbstractContextManager[None] | None = None
 def start_worker() -> None:
     """Starts the Ray session that all runs of a worker process share; it ends with the process."""
     global _session
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  (closed with the process)
     _session = ray_session()
     _session.__enter__()
+
+
+def _end_with_parent() -> None:
+    """Ends this process, and with it its Ray session, once the benchmark is killed; nothing else would."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def stored_results() -> list[dict[str, Any]]:
