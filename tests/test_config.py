@@ -210,9 +210,10 @@ def test_other_learners_that_fit_are_taken_by_name(env_id: str, learner: str) ->
 
 
 def test_nothing_stays_open_in_a_resolved_configuration() -> None:
-    for env_id in ("Pendulum-v1", "CartPole-v1", "ALE/Pong-v5"):
-        config, spec = resolve(load(f"env.id={env_id}"))
-        assert config.feedback.segment_length == (25 if spec.observation_kind == "image" else 50)
+    lengths = {"Pendulum-v1": 50, "CartPole-v1": 50, "ALE/Pong-v5": 25, "MiniGrid-Empty-8x8-v0": 100}
+    for env_id, length in lengths.items():
+        config, _ = resolve(load(f"env.id={env_id}"))
+        assert config.feedback.segment_length == length
         assert config.exploration.num_seed_steps is not None
         assert config.exploration.num_env_steps is not None
         assert config.checkpoint_interval == 2000

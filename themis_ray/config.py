@@ -30,7 +30,7 @@ __all__ = [
     "resolve",
 ]
 
-DEFAULT_SEGMENT_LENGTH = {"vector": 50, "grid": 50, "image": 25}
+DEFAULT_SEGMENT_LENGTH = {"vector": 50, "grid": 100, "image": 25}
 MAX_SEED_STEPS = 1000
 MAX_EXPLORATION_STEPS = 9000
 MIN_PPO_ITERATIONS = 10

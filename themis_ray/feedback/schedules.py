@@ -59,7 +59,9 @@ class FeedbackConfig(BaseModel):
         default=None, ge=1, description="Mean queries per feedback session; None: a tenth of the budget, at least 5."
     )
     segment_length: int | None = Field(
-        default=None, ge=1, description="Env steps per segment; None: 50, 25 for images, and at most the horizon."
+        default=None,
+        ge=1,
+        description="Env steps per segment; None: 50, 100 for grids, 25 for images, and at most the horizon.",
     )
     sampler: str = Field(
         default="disagreement",
