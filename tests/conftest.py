@@ -35,7 +35,8 @@ def ray_cluster() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _keep_small_numbers() -> Iterator[None]:
-    """Undo what an experiment does to its whole process: it flushes denormal numbers to zero."""
+def _compute_as_usual() -> Iterator[None]:
+    """Undo what an experiment does to its whole process: small numbers become zero and oneDNN multiplies."""
     yield
     torch.set_flush_denormal(False)
+    torch.set_float32_matmul_precision("highest")

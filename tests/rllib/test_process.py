@@ -38,6 +38,16 @@ thread.start()
 thread.join()
 """
 
+PRODUCTS = """
+import torch
+from themis_ray.rllib import process
+{change}
+process.prepare_process()
+numbers = torch.rand(512, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+error = (numbers.float() @ numbers.float().T - numbers @ numbers.T).abs().max()
+print(torch.get_float32_matmul_precision(), error.item() < 1e-3)
+"""
+
 
 def output_of(program: str) -> list[str]:
     command = [sys.executable, "-c", textwrap.dedent(program)]
@@ -52,3 +62,14 @@ def test_activations_are_not_mapped_anew_for_every_forward_pass() -> None:
 
 def test_denormal_numbers_are_flushed_in_a_thread_that_asks_for_it() -> None:
     assert output_of(DENORMALS) == ["False", "True"]
+
+
+def test_products_keep_the_precision_of_float32() -> None:
+    assert output_of(PRODUCTS.format(change=""))[1] == "True"
+
+
+@pytest.mark.parametrize(
+    "change", ["process.MAX_PRODUCT_ERROR = -1.0", "torch.cuda.is_available = lambda: True"], ids=["cpu", "gpu"]
+)
+def test_products_are_left_as_they_were_where_they_would_be_rounded(change: str) -> None:
+    assert output_of(PRODUCTS.format(change=change)) == ["highest", "True"]
