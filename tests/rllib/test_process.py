@@ -18,10 +18,12 @@ if {is_prepared}:
 observations, actions = gym.spaces.Box(-9, 9, (17,)), gym.spaces.Box(-1, 1, (6,))
 ensemble = RewardEnsemble(observations, actions, "vector", RewardConfig(), seed=0)
 rows = np.zeros((16384, 17), np.float32), np.zeros((16384, 6), np.float32)
-for i in range(4):
+counts = []
+for i in range(6):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     ensemble.predict(*rows, chunk_size=4096)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(counts))
 """
 DENORMALS = """
 import threading
