@@ -23,6 +23,7 @@ from themis_ray.reward import (
     make_optimizer,
 )
 from themis_ray.rllib import RewardModel, RewardModelSpec
+from themis_ray.rllib.process import prepare_process
 from themis_ray.rllib.reward_actor import PREDICT_CHUNK_ROWS, RewardModelActor
 
 pytestmark = pytest.mark.ray
@@ -48,6 +49,11 @@ def model(ray_cluster: None, messages: list[str]) -> Iterator[RewardModel]:
     yield model
     if model.name in ray.util.list_named_actors():
         model.stop()
+
+
+@pytest.fixture(autouse=True)
+def _compute_as_the_actor_does() -> None:
+    prepare_process()
 
 
 def steps(num_rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
