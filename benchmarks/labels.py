@@ -328,6 +328,7 @@ def rows(results: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
             returns = [r["true_return_mean"] for r in results if (r["task"], r["condition"]) == (task, condition)]
             if not returns:
                 continue
+            digits = 1 if np.max(np.abs(returns)) > 10 else 3
             queries = [r["queries_asked"] for r in results if (r["task"], r["condition"]) == (task, condition)]
             score = scores_by_task(results, condition).get(task)
             yield (
@@ -335,7 +336,7 @@ def rows(results: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
                 condition,
                 f"{np.mean(queries):.0f}",
                 f"{len(returns)}",
-                f"{np.mean(returns):.1f} ± {np.std(returns):.1f}",
+                f"{np.mean(returns):.{digits}f} ± {np.std(returns):.{digits}f}",
                 "-" if score is None else f"{iqm({task: score}):.2f}",
                 "-" if score is None else f"{(score > GOOD_SCORE).sum()} of {len(score)}",
             )
