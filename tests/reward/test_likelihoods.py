@@ -14,6 +14,7 @@ from themis_ray.reward.likelihoods import (
     EvaluationLosses,
     demonstration_losses,
     matched_cut_points,
+    preference_losses,
     rating_losses,
     spread,
     step_losses,
@@ -82,6 +83,27 @@ def test_a_rating_pulls_the_return_towards_its_level() -> None:
     rating_losses(returns, torch.tensor([[0, 1, 1, 2, 1]]), ends).sum().backward()
     assert returns.grad is not None
     assert [float(x) for x in np.sign(returns.grad.numpy().round(6))[0]] == [1, 1, -1, -1, 0]
+
+
+@pytest.mark.parametrize("mistake_rate", [0.0, 0.05, 0.3, 0.49])
+def test_preference_losses_are_those_of_a_teacher_who_errs(mistake_rate: float) -> None:
+    numbers = np.array([-12.0, -2.0, 0.0, 0.5, 12.0])
+    for margin, label in ((m, y) for m in numbers for y in (0.0, 0.1, 0.5, 1.0)):
+        left = mistake_rate + (1 - 2 * mistake_rate) * sigmoid(margin)
+        expected = -label * np.log(left) - (1 - label) * np.log1p(-left)
+        loss = preference_losses(torch.tensor(margin), torch.tensor(label, dtype=torch.float64), mistake_rate)
+        assert float(loss) == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_answer_that_contradicts_all_the_others_stops_pulling() -> None:
+    margins = torch.tensor([0.0, -5.0, -200.0, 200.0], requires_grad=True)
+    losses = preference_losses(margins, torch.ones(4), 0.3)
+    losses.sum().backward()
+    assert margins.grad is not None
+    assert torch.isfinite(losses).all()
+    assert float(losses[2].detach()) == pytest.approx(-np.log(0.3))
+    np.testing.assert_allclose(margins.grad[[0, 2, 3]], [-0.2, 0, 0], atol=1e-6)  # plain: -0.5, -1, 0
+    assert -0.02 < float(margins.grad[1]) < 0
 
 
 @settings(max_examples=50, deadline=None)

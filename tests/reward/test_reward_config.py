@@ -22,8 +22,14 @@ def test_a_crop_as_long_as_a_segment_is_refused_before_the_run() -> None:
 
 def test_every_option_is_off_by_default() -> None:
     config = RewardConfig()
-    off = (config.temporal_crop, config.heldout_share, config.disagreement_bonus, config.label_margin)
-    assert off == (0, 0, 0, 0)
+    off = (
+        config.temporal_crop,
+        config.heldout_share,
+        config.disagreement_bonus,
+        config.label_margin,
+        config.mistake_rate,
+    )
+    assert off == (0, 0, 0, 0, 0)
     assert not config.filter_wrong_labels
     assert not config.normalize_predictions
     assert config.pseudo_label_threshold is None

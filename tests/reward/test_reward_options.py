@@ -249,6 +249,13 @@ def accuracy_under_noise(seed: int, **options: Any) -> tuple[float, dict[str, fl
     return true_accuracy(ensemble, test), info
 
 
+def test_a_known_mistake_rate_learns_more_from_wrong_answers() -> None:
+    # 0.66 without, 0.74 with it.
+    plain = np.mean([accuracy_under_noise(seed)[0] for seed in range(5)])
+    informed = np.mean([accuracy_under_noise(seed, mistake_rate=0.3)[0] for seed in range(5)])
+    assert informed > plain + 0.03
+
+
 def test_filter_and_margin_learn_more_from_wrong_answers() -> None:
     # Over ten seeds: 0.65 without, 0.73 with filter and margin, 0.79 with the filter alone.
     plain = np.mean([accuracy_under_noise(seed)[0] for seed in range(5)])

@@ -14,7 +14,14 @@ REWARD_MODELS = {
 """Name and one line about each network; which one is used follows from the kind of observation."""
 
 REWARD_OPTIONS = (
-    *("label_margin", "temporal_crop", "filter_wrong_labels", "pseudo_label_threshold", "heldout_share"),
+    *(
+        "label_margin",
+        "mistake_rate",
+        "temporal_crop",
+        "filter_wrong_labels",
+        "pseudo_label_threshold",
+        "heldout_share",
+    ),
     *("early_stop_patience", "normalize_predictions", "disagreement_bonus"),
 )
 """Settings of `RewardConfig` that change what is learned, each off by default."""
@@ -38,6 +45,9 @@ class RewardConfig(BaseModel):
         0.97, gt=0, le=1, description="a fit stops once the mean training accuracy over members is above this"
     )
     label_margin: float = Field(0.0, ge=0, lt=0.5, description="label of the better side is 1 minus this")
+    mistake_rate: float = Field(
+        0.0, ge=0, lt=0.5, description="share of the answers that the fit takes to be the opposite of what was meant"
+    )
     weight_decay: float = Field(0.0, ge=0, description="Adam's L2 penalty")
     max_batch_bytes: PositiveInt = Field(
         2**28, description="a gradient step that would hold more activations than this is split into micro-batches"

@@ -1,9 +1,11 @@
-"""What ratings, judged steps and demonstrations say about the reward: one likelihood each, added to the loss of a fit.
+"""What each kind of feedback says about the reward: one likelihood each, and the loss of a fit is made of them.
 
-A rating says above which cut points the predicted return lies, a judged step which sign the predicted reward has, a
-demonstration that its predicted return is above that of the learner's own segments.
+A preference says which of two predicted returns is larger, a rating above which cut points the predicted return lies, a
+judged step which sign the predicted reward has, a demonstration that its predicted return is above that of the
+learner's own segments.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -21,6 +23,27 @@ from themis_ray.reward.selection import slices
 STEP_STEEPNESS = 5.0
 _NUM_BISECTIONS = 40
 Rows = NDArray[np.int64]
+
+
+def preference_losses(margins: Tensor, labels: Tensor, mistake_rate: float = 0.0) -> Tensor:
+    """Returns - [y log q + (1 - y) log(1 - q)] of each query, the shape of both arguments.
+
+    q = e + (1 - 2 e) sigmoid(margin) is the probability that a teacher answers left who means left with probability
+    sigmoid(margin) (Bradley-Terry) and says the opposite of what they mean with probability e. Christiano et al. 2017
+    (arXiv 1706.03741) assume e = 0.05. No answer is then less likely than e: one that contradicts all the others costs
+    at most - log e and stops pulling, where plain cross-entropy pulls the harder the more wrong the answer looks.
+
+    Args:
+        margins: Predicted return of the left segment minus that of the right one.
+        labels: y, p(left preferred).
+        mistake_rate: e, from 0 to below 0.5.
+    """
+    if mistake_rate == 0.0:
+        return F.binary_cross_entropy_with_logits(margins, labels, reduction="none")
+    right_answer, mistake = math.log1p(-mistake_rate), margins.new_tensor(math.log(mistake_rate))
+    left = torch.logaddexp(margins + right_answer, mistake) - F.softplus(margins)
+    right = torch.logaddexp(right_answer - margins, mistake) - F.softplus(-margins)
+    return -labels * left - (1.0 - labels) * right
 
 
 def matched_cut_points(returns: NDArray[np.floating], levels: Rows, num_levels: int) -> NDArray[np.float32]:

@@ -7,14 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
 from themis_ray.data import EvaluatedSegments, LabelledPairs
 from themis_ray.reward.config import RewardConfig
 from themis_ray.reward.cropping import Windows, random_windows, window_mask
 from themis_ray.reward.ensemble import RewardEnsemble, left_probabilities
 from themis_ray.reward.labels import Examples, UnlabelledPairs
-from themis_ray.reward.likelihoods import EvaluationLosses, spread
+from themis_ray.reward.likelihoods import EvaluationLosses, preference_losses, spread
 from themis_ray.reward.selection import (
     BestPass,
     TrainingData,
@@ -45,11 +44,11 @@ def fit(
     """Fits every member to the preferences by minibatch cross-entropy under the Bradley-Terry model.
 
     loss = - sum over members of mean over queries of [y log p + (1 - y) log(1 - p)], p = sigmoid(return of left -
-    return of right), y the label (Christiano et al. 2017, B-Pref). The mean is weighted: sum of w_i * ce_i over the
-    minibatch / sum of w_i over the minibatch; pairs of weight 0 are left out. Every member sees its own shuffle. Stops
-    after the first pass whose mean accuracy over members is above `target_accuracy`, at the latest after `num_epochs`
-    passes. Equal labels count in the loss and not in the accuracy; with nothing but ties it stops at 1.01 times the
-    least loss there is, log 2.
+    return of right), y the label (Christiano et al. 2017, B-Pref); with a `mistake_rate`, `preference_losses`. The mean
+    is weighted: sum of w_i * ce_i over the minibatch / sum of w_i over the minibatch; pairs of weight 0 are left out.
+    Every member sees its own shuffle. Stops after the first pass whose mean accuracy over members is above
+    `target_accuracy`, at the latest after `num_epochs` passes. Equal labels count in the loss and not in the accuracy;
+    with nothing but ties it stops at 1.01 times the least loss there is, log 2.
 
     Options of `config`, all off by default: before each pass the filter chooses labels (`trust_labels`) and pairs that
     the ensemble is sure about join (`pseudo_labels`); a pass sees random windows (`random_windows`); some pairs are
@@ -96,7 +95,8 @@ def fit(
     for epoch in range(config.num_epochs or ensemble.num_epochs):
         examples, num_labelled, info = choose_examples(ensemble, data, config)
         logits, order = _run_pass(ensemble, optimizer, data, examples, config, rng, others)
-        metrics = {**_epoch_metrics(logits, order, examples, num_labelled), "num_epochs": float(epoch + 1), **info}
+        metrics = _epoch_metrics(logits, order, examples, num_labelled, config.mistake_rate)
+        metrics |= {"num_epochs": float(epoch + 1), **info}
         if others is not None:
             metrics.update(others.total(metrics))
         if best is not None:
@@ -186,6 +186,7 @@ def _run_pass(
             None if weights is None else weights[:, rows],
             None if windows is None else windows.take(rows),
             data.micro_size,
+            config.mistake_rate,
             None if others is None else partial(others.backward, step),
         )
         for step, rows in enumerate(slices(order.shape[1], batch_size))
@@ -202,6 +203,7 @@ def _gradient_step(
     weights: NDArray[np.float32] | None,
     windows: Windows | None,
     micro_size: int,
+    mistake_rate: float,
     add_gradients: Callable[[], None] | None = None,
 ) -> Tensor:
     """Makes one optimiser step on the queries `sides` (2, K, B) with labels (K, B); returns their logits (K, B).
@@ -215,8 +217,8 @@ def _gradient_step(
     logits = []
     for part in slices(batch_size, micro_size):
         margin = _pair_margins(ensemble, steps, rows[:, :, part], None if windows is None else windows.take(part))
-        scale = None if scales is None else scales[:, part]
-        loss = F.binary_cross_entropy_with_logits(margin, targets[:, part], weight=scale, reduction="sum") / batch_size
+        losses = preference_losses(margin, targets[:, part], mistake_rate)
+        loss = (losses if scales is None else losses * scales[:, part]).sum() / batch_size
         loss.backward()  # type: ignore[no-untyped-call]
         logits.append(margin.detach())
     if add_gradients is not None:
@@ -254,7 +256,9 @@ def _micro_batch_size(ensemble: RewardEnsemble, length: int, config: RewardConfi
     return max(1, num_rows // (2 * length))
 
 
-def _epoch_metrics(logits: Tensor, order: NDArray[np.int64], examples: Examples, num_labelled: int) -> dict[str, float]:
+def _epoch_metrics(
+    logits: Tensor, order: NDArray[np.int64], examples: Examples, num_labelled: int, mistake_rate: float
+) -> dict[str, float]:
     """Returns loss and accuracy over the first `num_labelled` examples; the pseudo-labels behind them agree anyway."""
     ensemble_size = len(order)
     margins, labels, weights = logits.cpu().numpy(), examples.labels[order], examples.weights[order]
@@ -263,6 +267,6 @@ def _epoch_metrics(logits: Tensor, order: NDArray[np.int64], examples: Examples,
         margins, labels, weights = (
             values[is_labelled].reshape(ensemble_size, num_labelled) for values in (margins, labels, weights)
         )
-    scales = _weight_scales(weights)
-    loss = F.binary_cross_entropy_with_logits(torch.from_numpy(margins), torch.from_numpy(labels), weight=scales)
+    losses = preference_losses(torch.from_numpy(margins), torch.from_numpy(labels), mistake_rate)
+    loss = (losses * _weight_scales(weights)).mean()
     return {"loss": float(loss), "accuracy": accuracy(left_probabilities(margins, np.zeros_like(margins)), labels)}
