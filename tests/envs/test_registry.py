@@ -9,7 +9,16 @@ import pytest
 from gymnasium import spaces
 from pydantic import ValidationError
 
-from themis_ray.envs import FAMILIES, EnvConfig, find_family, get_env_spec, list_envs, make_env
+from themis_ray.envs import (
+    FAMILIES,
+    EnvConfig,
+    display,
+    find_family,
+    get_env_spec,
+    installed_families,
+    list_envs,
+    make_env,
+)
 from themis_ray.errors import ConfigError, ThemisError, UnknownNameError
 
 PENDULUM_CLASS = "gymnasium.envs.classic_control:PendulumEnv"
@@ -28,7 +37,7 @@ PROMISES: list[tuple[str, dict[str, Any], str, tuple[int, ...], Any, str, Any, i
     ("Reacher-v5", {}, "mujoco", (10,), np.float32, "vector", spaces.Box, 50, True),
     ("ALE/Pong-v5", {}, "atari", (84, 84, 4), np.uint8, "image", spaces.Discrete, 27000, False),
     ("ALE/Pong-v5", RAM, "atari", (128,), np.float32, "vector", spaces.Discrete, 27000, False),
-    ("Pong-v4", {}, "other", (210, 160, 3), np.uint8, "image", spaces.Discrete, None, False),
+    ("Pong-v4", {}, "atari", (84, 84, 4), np.uint8, "image", spaces.Discrete, 27000, False),
     ("MiniGrid-Empty-5x5-v0", {}, "minigrid", (7, 7, 3), np.uint8, "grid", spaces.Discrete, 100, True),
     ("BabyAI-GoToObj-v0", {}, "babyai", (7, 7, 3), np.uint8, "grid", spaces.Discrete, 64, True),
     ("minigrid:MiniGrid-Empty-5x5-v0", {}, "minigrid", (7, 7, 3), np.uint8, "grid", spaces.Discrete, 100, True),
@@ -171,12 +180,12 @@ def test_every_listed_id_is_registered_and_in_one_family():
     every = list_envs()
     assert every == sorted(set(every))
     assert set(every) <= set(gym.registry)
-    by_family = {name: list_envs(name) for name in FAMILIES}
+    by_family = {family.name: list_envs(family.name) for family in installed_families()}
     assert sorted(env_id for ids in by_family.values() for env_id in ids) == every
     counts = {name: len(ids) for name, ids in by_family.items()}
-    assert counts["atari"] == 104
+    assert counts["atari"] == 352
     assert counts["babyai"] == 96
-    assert min(counts.values()) >= 5
+    assert min(count for name, count in counts.items() if FAMILIES[name].extra is None and name != "other") >= 5
     assert "CarRacing-v3" in by_family["box2d"]
     assert not {"HalfCheetah-v3", "Pusher-v4", "phys2d/CartPole-v1"} & set(every)
 
@@ -235,3 +244,42 @@ def test_sdl_settings_are_made_only_for_drawing_and_never_replaced(monkeypatch):
     assert os.environ["SDL_VIDEODRIVER"] == "offscreen"
     assert os.environ.get("SDL_AUDIODRIVER") == ("dummy" if sys.platform == "linux" else None)
     os.environ.pop("SDL_AUDIODRIVER", None)
+
+
+def test_ids_of_every_package_belong_to_its_family():
+    by_family = {family.name: list_envs(family.name) for family in installed_families()}
+    modules = {"atari": "ale_py", "minigrid": "minigrid", "robotics": "gymnasium_robotics", "highway": "highway_env"}
+    for family, module in modules.items():
+        found = [env_id for env_id in by_family.get(family, []) if module not in str(gym.spec(env_id).entry_point)]
+        assert found == []
+
+
+@pytest.mark.parametrize(
+    ("env_id", "family", "extra"),
+    [
+        ("FetchReach-v4", "robotics", "robotics"),
+        ("dm_control/walker-walk-v0", "dm_control", "dm-control"),
+        ("Meta-World/button-press-topdown-v3", "metaworld", "metaworld"),
+        ("highway-v0", "highway", "highway"),
+    ],
+)
+def test_a_family_that_is_not_installed_says_how_to_install_it(env_id, family, extra, monkeypatch):
+    assert find_family(env_id).name == family
+    monkeypatch.setitem(sys.modules, FAMILIES[family].module, None)  # as if it was not there
+    with pytest.raises(ConfigError, match=rf"Install with: pip install 'themis-ray\[{extra}\]'"):
+        make_env(EnvConfig(id=env_id))
+    assert family not in {row.name for row in installed_families()}
+
+
+def test_mujoco_draws_with_what_is_there(monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(display, "_can_load", lambda library: "OSMesa" in library)
+    display.prepare_drawing("mujoco")
+    assert os.environ.pop("MUJOCO_GL") == "osmesa"
+    monkeypatch.setattr(display, "_can_load", lambda library: False)
+    with pytest.raises(ConfigError, match="apt-get install libegl1"):
+        display.prepare_drawing("mujoco")
+    monkeypatch.setenv("MUJOCO_GL", "glfw")
+    display.prepare_drawing("mujoco")
+    assert os.environ["MUJOCO_GL"] == "glfw"

@@ -4,7 +4,7 @@ from themis_ray.data.dataset import LabelledPairs, PreferenceDataset
 from themis_ray.data.episodes import EpisodeChunk, EpisodePool
 from themis_ray.data.evaluations import Demonstration, EvaluatedSegments, Evaluation, Rating, StepFeedback
 from themis_ray.data.preferences import Choice, Preference, left_probability
-from themis_ray.data.segments import Query, Segment
+from themis_ray.data.segments import Origin, Query, Segment
 
 __all__ = [
     "Choice",
@@ -14,6 +14,7 @@ __all__ = [
     "EvaluatedSegments",
     "Evaluation",
     "LabelledPairs",
+    "Origin",
     "Preference",
     "PreferenceDataset",
     "Query",

@@ -24,7 +24,7 @@ from themis_ray.data.evaluations import (
     StepFeedback,
 )
 from themis_ray.data.preferences import Choice, Preference, left_probability
-from themis_ray.data.segments import Query, Segment
+from themis_ray.data.segments import Origin, Query, Segment
 from themis_ray.errors import DataError
 
 Row = TypeVar("Row")
@@ -80,10 +80,11 @@ class PreferenceDataset:
     """Segments and preferences in numbered Parquet parts below one folder.
 
     `preferences/part-00000.parquet` holds the answers of one feedback session,
-    `segments/part-00000.parquet` the segments that were new in one; `ratings`, `step_feedback`
-    and `demonstrations` hold what was said about single segments. A part is written to a
-    hidden file, synced and moved into place, and never touched again. Segments go first,
-    so that a crash leaves at worst segments that nothing refers to.
+    `segments/part-00000.parquet` the segments that were new in one, `episodes/part-00000.parquet`
+    how to come to their first steps again; `ratings`, `step_feedback` and `demonstrations` hold
+    what was said about single segments. A part is written to a
+    hidden file, synced and moved into place, and never touched again. Episodes
+    go first, then segments, so that a crash leaves at worst what nothing refers to.
 
     Args:
         root: The folder. It is made by the first `append`.
@@ -100,10 +101,14 @@ class PreferenceDataset:
         self._segments: dict[str, Segment] = {}
         self._preferences: list[Preference] = []
         self._evaluations: dict[str, list[Evaluation]] = {folder: [] for folder in EVALUATION_FOLDERS}
-        self._num_parts = {"segments": 0, "preferences": 0, **dict.fromkeys(EVALUATION_FOLDERS, 0)}
+        self._num_parts = {"episodes": 0, "segments": 0, "preferences": 0, **dict.fromkeys(EVALUATION_FOLDERS, 0)}
+        origins: dict[str, Origin] = {}
+        for _, stored_origins in self._load_parts("episodes", parquet.read_origins):
+            for episode_id, origin in stored_origins:
+                origins[episode_id] = _longer(origins.get(episode_id), origin)
         for _, segments in self._load_parts("segments", parquet.read_segments):
             for segment in segments:
-                self._segments.setdefault(segment.id, segment)
+                self._segments.setdefault(segment.id, _with_origin(segment, origins.get(segment.episode_id)))
         for path, preferences in self._load_parts("preferences", parquet.read_preferences):
             for preference in preferences:
                 self._require_segments(path, preference.left_id, preference.right_id)
@@ -250,10 +255,21 @@ class PreferenceDataset:
                 raise ValueError(
                     f"segments must have (length, shapes, dtypes) {_layout(stored)}, not {_layout(segment)}"
                 )
-        if new:
-            self._write_part("segments", parquet.segment_tables(new))
-            # Copies, as the arrays may be views that keep a whole episode pool in memory.
-            self._segments.update((segment.id, _owning(segment)) for segment in new)
+        if not new:
+            return
+        origins: dict[str, Origin] = {}
+        for segment in new:
+            if segment.origin is not None:
+                origins[segment.episode_id] = _longer(origins.get(segment.episode_id), segment.origin)
+        if origins:
+            self._write_part("episodes", [parquet.episode_table(origins)])
+        self._write_part("segments", parquet.segment_tables(new))
+        # Copies, as the arrays may be views that keep a whole episode pool in memory.
+        owned = {
+            episode_id: replace(origin, earlier_actions=origin.earlier_actions.copy())
+            for episode_id, origin in origins.items()
+        }
+        self._segments.update((segment.id, _owning(segment, owned.get(segment.episode_id))) for segment in new)
 
     def _check_evaluations(self, segments: Sequence[Segment], evaluations: Sequence[Evaluation]) -> str | None:
         """Returns the folder of the kind; None when there is nothing to store."""
@@ -360,10 +376,23 @@ def _layout(segment: Segment) -> tuple[Any, ...]:
     return len(segment), *((array.shape[1:], array.dtype.name) for array in arrays)
 
 
-def _owning(segment: Segment) -> Segment:
-    return replace(
+def _owning(segment: Segment, origin: Origin | None) -> Segment:
+    owned = replace(
         segment,
         observations=segment.observations.copy(),
         actions=segment.actions.copy(),
         true_rewards=segment.true_rewards.copy(),
+        origin=None,
     )
+    return owned if segment.origin is None else _with_origin(owned, origin)
+
+
+def _longer(one: Origin | None, other: Origin) -> Origin:
+    return other if one is None or len(other.earlier_actions) > len(one.earlier_actions) else one
+
+
+def _with_origin(segment: Segment, origin: Origin | None) -> Segment:
+    """Returns the segment with its part of the origin of a later step of its episode."""
+    if origin is None or len(origin.earlier_actions) < segment.start_step:
+        return segment
+    return replace(segment, origin=Origin(origin.reset_seed, origin.earlier_actions[: segment.start_step]))

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from themis_ray.data.segments import Query, Segment, check_steps
+from themis_ray.data.segments import Origin, Query, Segment, check_steps
 from themis_ray.errors import DataError
 
 NUM_RETURNS_KEPT = 100
 NUM_REDRAWS = 16
+# The origin of an episode that goes on for longer is forgotten: 4 million discrete actions, 250 000 of 17 joints.
+MAX_HISTORY_BYTES = 2**24
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +31,8 @@ class EpisodeChunk:
         is_done: Whether the episode ends with the last step, terminated or truncated.
         num_absorbing_steps: How many of the last steps began in the absorbing state that fills an episode up to a
             fixed horizon. Nothing happens in them.
+        reset_seed: What the environment was reset with, known with the first steps of an episode; None where it is
+            not known.
 
     Raises:
         ValueError: As for `Segment`; or there are more absorbing steps than steps.
@@ -41,6 +45,7 @@ class EpisodeChunk:
     true_rewards: NDArray[np.float32]
     is_done: bool
     num_absorbing_steps: int = 0
+    reset_seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.start_step < 0:
@@ -54,13 +59,45 @@ class EpisodeChunk:
         return len(self.true_rewards)
 
 
+class _History:
+    """All actions of an episode since its reset, whichever pieces of it are still there."""
+
+    def __init__(self, reset_seed: int, actions: NDArray[Any]) -> None:
+        self.reset_seed = reset_seed
+        self._actions = np.array(actions)
+        self._length = len(actions)
+
+    @staticmethod
+    def after(history: _History | None, chunk: EpisodeChunk) -> _History | None:
+        """Returns the history with the chunk's actions added; None where the actions before are not all known."""
+        if chunk.start_step == 0:
+            return None if chunk.reset_seed is None else _History(chunk.reset_seed, chunk.actions)
+        if history is None or history._length != chunk.start_step:
+            return None
+        stop = history._length + len(chunk)
+        if stop * history._actions[:1].nbytes > MAX_HISTORY_BYTES:
+            return None
+        history._actions = _extended(history._actions, history._length, chunk.actions, chunk.is_done)
+        history._length = stop
+        return history
+
+    def origin(self, step: int) -> Origin:
+        earlier = self._actions[:step]
+        earlier.flags.writeable = False
+        return Origin(self.reset_seed, earlier)
+
+    def get_state(self) -> dict[str, Any]:
+        return {"reset_seed": self.reset_seed, "actions": self._actions[: self._length]}
+
+
 class _Piece:
     """Steps of one episode without a gap, in arrays that grow by doubling.
 
     Rows that are filled are never written again, so views of them stay valid.
     """
 
-    def __init__(self, chunk: EpisodeChunk, return_before: float | None) -> None:
+    def __init__(self, chunk: EpisodeChunk, return_before: float | None, history: _History | None = None) -> None:
+        self.history = history
         self.episode_id = chunk.episode_id
         self.start_step = chunk.start_step
         self.is_done = chunk.is_done
@@ -75,17 +112,9 @@ class _Piece:
         return self.start_step + self.length
 
     def extend(self, chunk: EpisodeChunk) -> None:
-        stop = self.length + len(chunk)
         for i, new in enumerate((chunk.observations, chunk.actions, chunk.true_rewards)):
-            if stop > len(self.arrays[i]):
-                capacity = stop if chunk.is_done else max(stop, 2 * len(self.arrays[i]))
-                grown = np.empty((capacity, *new.shape[1:]), new.dtype)
-                grown[: self.length] = self.arrays[i][: self.length]
-                self.arrays[i] = grown
-            elif chunk.is_done:
-                self.arrays[i] = self.arrays[i][:stop].copy()
-            self.arrays[i][self.length : stop] = new
-        self.length = stop
+            self.arrays[i] = _extended(self.arrays[i], self.length, new, chunk.is_done)
+        self.length += len(chunk)
         self.num_absorbing_steps += chunk.num_absorbing_steps
         self.is_done = chunk.is_done
         self.true_return = _add_return(self.true_return, chunk)
@@ -159,12 +188,14 @@ class EpisodePool:
         follows = piece is not None and chunk.start_step == piece.stop_step
         if number is not None and piece is not None and follows and self._has_room(piece, chunk):
             del self._pieces[number]
+            piece.history = _History.after(piece.history, chunk)
             piece.extend(chunk)
         else:
             number = self._next_number
             self._next_number += 1
             known = piece.true_return if piece is not None and follows else None
-            piece = _Piece(chunk, 0.0 if chunk.start_step == 0 else known)
+            history = _History.after(piece.history if piece is not None and follows else None, chunk)
+            piece = _Piece(chunk, 0.0 if chunk.start_step == 0 else known, history)
         self._pieces[number] = piece
         self._num_env_steps += len(chunk)
         if not chunk.is_done:
@@ -262,6 +293,7 @@ class EpisodePool:
 
     def get_state(self) -> dict[str, Any]:
         """Returns all that `set_state` needs to go on bit-equally; it can be pickled."""
+        histories = {id(piece.history): piece.history.get_state() for piece in self._pieces.values() if piece.history}
         pieces = [
             {
                 "episode_id": piece.episode_id,
@@ -271,6 +303,7 @@ class EpisodePool:
                 "is_done": piece.is_done,
                 "num_absorbing_steps": piece.num_absorbing_steps,
                 "is_open": self._open.get(piece.episode_id) == number,
+                "history": histories.get(id(piece.history)),
             }
             for number, piece in self._pieces.items()
         ]
@@ -286,6 +319,7 @@ class EpisodePool:
             raise ValueError(f"the state is of environment {state['env_id']!r}, the pool of {self.env_id!r}")
         self._clear()
         self._returns.extend(state["returns"])
+        histories: dict[int, _History] = {}  # pieces of one episode share theirs
         for number, stored in enumerate(state["pieces"]):
             observations, actions, true_rewards = stored["arrays"]
             chunk = EpisodeChunk(
@@ -298,7 +332,10 @@ class EpisodePool:
                 stored["num_absorbing_steps"],
             )
             self._check_layout(chunk)
-            self._pieces[number] = _Piece(chunk, None)
+            history = stored.get("history")
+            if history is not None and id(history) not in histories:
+                histories[id(history)] = _History(**history)
+            self._pieces[number] = _Piece(chunk, None, histories.get(id(history)))
             self._pieces[number].true_return = stored["true_return"]
             self._num_env_steps += len(chunk)
             if stored["is_open"]:
@@ -342,8 +379,12 @@ class EpisodePool:
         segments = []
         for row, start in zip(rows, starts, strict=True):
             piece, offset = pieces[row], int(start - ends[row] + counts[row])
-            arrays = piece.read_only(offset, offset + length)
-            segments.append(Segment.create(self.env_id, piece.episode_id, piece.start_step + offset, *arrays))
+            observations, actions, true_rewards = piece.read_only(offset, offset + length)
+            step = piece.start_step + offset
+            origin = None if piece.history is None else piece.history.origin(step)
+            segments.append(
+                Segment.create(self.env_id, piece.episode_id, step, observations, actions, true_rewards, origin)
+            )
         return segments
 
     def _draw_other(self, left: Segment, counts: NDArray[np.int64], rng: np.random.Generator) -> Segment:
@@ -366,6 +407,19 @@ class EpisodePool:
             f"{num_needed} distinct segments of {length} steps are needed, but the pool's {self.num_env_steps} "
             f"env steps in {self.num_episodes} episodes hold fewer; collect more steps or shorten segment_length"
         )
+
+
+def _extended(array: NDArray[Any], length: int, new: NDArray[Any], is_last: bool) -> NDArray[Any]:
+    """Returns the array with rows from `length` on filled; it may be a larger copy, and is cut to size if last."""
+    stop = length + len(new)
+    if stop > len(array):
+        grown = np.empty((stop if is_last else max(stop, 2 * len(array)), *new.shape[1:]), new.dtype)
+        grown[:length] = array[:length]
+        array = grown
+    elif is_last:
+        array = array[:stop].copy()
+    array[length:stop] = new
+    return array
 
 
 def _add_return(before: float | None, chunk: EpisodeChunk) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from themis_ray.data.evaluations import EVALUATION_FOLDERS, Evaluation
 from themis_ray.data.preferences import Preference
-from themis_ray.data.segments import Segment, content_id
+from themis_ray.data.segments import Origin, Segment, content_id
 from themis_ray.errors import DataError
 
 SCHEMA_VERSION = 1
@@ -64,6 +64,18 @@ def segment_schema(observation_type: pa.DataType, action_type: pa.DataType) -> p
     return _versioned(fields)
 
 
+def episode_schema(action_type: pa.DataType) -> pa.Schema:
+    """Returns the columns of an episodes part."""
+    fields = (
+        ("episode_id", pa.string()),
+        ("reset_seed", pa.int64()),
+        ("actions", pa.list_(action_type)),
+        ("action_shape", pa.list_(pa.int32())),
+        ("action_dtype", pa.string()),
+    )
+    return _versioned(fields)
+
+
 def preference_schema() -> pa.Schema:
     """Returns the columns of a preferences part."""
     return _versioned(PREFERENCE_FIELDS)
@@ -97,6 +109,19 @@ def segment_tables(segments: Sequence[Segment]) -> Iterator[pa.Table]:
             "true_rewards": _list_column([row.true_rewards for row in rows]),
         }
         yield pa.table(columns, schema=schema)
+
+
+def episode_table(origins: Mapping[str, Origin]) -> pa.Table:
+    """Turns the origin of each episode's last segment, by episode id, into one table."""
+    actions = [origin.earlier_actions for origin in origins.values()]
+    columns = {
+        "episode_id": list(origins),
+        "reset_seed": [origin.reset_seed for origin in origins.values()],
+        "actions": _list_column(actions),
+        "action_shape": [rows.shape[1:] for rows in actions],
+        "action_dtype": [rows.dtype.name for rows in actions],
+    }
+    return pa.table(columns, schema=episode_schema(pa.from_numpy_dtype(actions[0].dtype)))
 
 
 def preference_table(preferences: Sequence[Preference]) -> pa.Table:
@@ -151,6 +176,15 @@ def read_segments(path: Path) -> list[Segment]:
         DataError: The file is corrupt or of another schema version.
     """
     return _read(path, _parse_segments)
+
+
+def read_origins(path: Path) -> list[tuple[str, Origin]]:
+    """Reads an episodes part: episode ids, and how to come to the last step that was needed.
+
+    Raises:
+        DataError: The file is corrupt or of another schema version.
+    """
+    return _read(path, _parse_origins)
 
 
 def read_preferences(path: Path) -> list[Preference]:
@@ -220,6 +254,17 @@ def _parse_segments(table: pa.Table) -> list[Segment]:
         if segment.id != content_id(segment.env_id, segment.observations, segment.actions, segment.true_rewards):
             raise ValueError(f"the content of segment {segment.id} has changed")
     return segments
+
+
+def _parse_origins(table: pa.Table) -> list[tuple[str, Origin]]:
+    type_ = table.schema.field("actions").type
+    _check_schema(table, episode_schema(type_.value_type if pa.types.is_list(type_) else pa.null()))
+    column = table.column("actions").combine_chunks()
+    origins = []
+    for i, row in enumerate(table.drop_columns(["actions"]).to_pylist()):
+        actions = column[i].values.to_numpy(zero_copy_only=False).astype(row["action_dtype"], copy=False)
+        origins.append((row["episode_id"], Origin(row["reset_seed"], actions.reshape(-1, *row["action_shape"]))))
+    return origins
 
 
 def _parse_preferences(table: pa.Table) -> list[Preference]:

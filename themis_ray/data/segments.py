@@ -15,6 +15,22 @@ NUMERIC_KINDS = "biuf"
 
 
 @dataclass(frozen=True, eq=False)
+class Origin:
+    """How to come to the first step of a segment again: reset the environment with this seed, then act like this.
+
+    Attributes:
+        reset_seed: What the environment was reset with when the episode began.
+        earlier_actions: (start_step, *action_shape), the actions before the segment.
+    """
+
+    reset_seed: int
+    earlier_actions: NDArray[Any]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "earlier_actions", _read_only(self.earlier_actions))
+
+
+@dataclass(frozen=True, eq=False)
 class Segment:
     """Consecutive steps of one episode; immutable, and named by its content.
 
@@ -31,10 +47,12 @@ class Segment:
         actions: (L, *action_shape).
         true_rewards: (L,) float32, rewards of the environment. Teachers may see them, the
             learner never does.
+        origin: How to come to its first step again; None where that is not known. It is not
+            pickled, as it may be much larger than the segment.
 
     Raises:
         ValueError: The arrays have no step, different numbers of steps or no numeric dtype
-            in native byte order, or `start_step` is negative.
+            in native byte order, `start_step` is negative, or the origin is that of another step.
     """
 
     id: str
@@ -44,10 +62,14 @@ class Segment:
     observations: NDArray[Any]
     actions: NDArray[Any]
     true_rewards: NDArray[np.float32]
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
         if self.start_step < 0:
             raise ValueError(f"start_step must be at least 0, not {self.start_step}")
+        if self.origin is not None and len(self.origin.earlier_actions) != self.start_step:
+            num_actions = len(self.origin.earlier_actions)
+            raise ValueError(f"the origin of step {self.start_step} needs as many actions, not {num_actions}")
         true_rewards = np.asarray(self.true_rewards, dtype=np.float32)
         check_steps(self.observations, self.actions, true_rewards)
         object.__setattr__(self, "observations", _read_only(self.observations))
@@ -63,6 +85,7 @@ class Segment:
         observations: NDArray[Any],
         actions: NDArray[Any],
         true_rewards: ArrayLike,
+        origin: Origin | None = None,
     ) -> Segment:
         """Makes a segment and gives it the id of its content.
 
@@ -79,6 +102,7 @@ class Segment:
             observations,
             actions,
             rewards,
+            origin,
         )
 
     @property

@@ -1,19 +1,23 @@
 """What is acted in: environment families, one way to make them, and the wrappers they share."""
 
 from themis_ray.envs.families import FAMILIES, Family, ObservationKind, find_family, infer_observation_kind
-from themis_ray.envs.registry import EnvConfig, EnvSpec, get_env_spec, list_envs, make_env
+from themis_ray.envs.registry import EnvConfig, EnvSpec, get_env_spec, installed_families, list_envs, make_env
+from themis_ray.envs.seeding import RESET_SEED, SeedEpisodes
 from themis_ray.envs.wrappers import FixedHorizon
 
 __all__ = [
     "FAMILIES",
+    "RESET_SEED",
     "EnvConfig",
     "EnvSpec",
     "Family",
     "FixedHorizon",
     "ObservationKind",
+    "SeedEpisodes",
     "find_family",
     "get_env_spec",
     "infer_observation_kind",
+    "installed_families",
     "list_envs",
     "make_env",
 ]

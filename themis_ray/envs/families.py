@@ -2,14 +2,18 @@
 
 import contextlib
 import io
+import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import gymnasium as gym
 from gymnasium import spaces
 
+from themis_ray.envs.display import Renderer
+from themis_ray.envs.seeding import RenewWorld, SeedGoal
 from themis_ray.envs.wrappers import ATARI_FRAME_SKIP, AnyEnv, stack_atari_frames
 
 __all__ = ["FAMILIES", "Family", "ObservationKind", "find_family", "infer_observation_kind"]
@@ -23,10 +27,25 @@ NUM_PROBED_EPISODES = 8
 # A Blackjack episode ends by itself: 20 hits on the smallest hand exceed 21. The cliff walks have no limit at all.
 TOY_HORIZONS = {"Blackjack-v1": 20, "CliffWalking-v1": 200, "CliffWalkingSlippery-v1": 200}
 
-# Their episodes last until the time limit whatever the policy does, so nothing has to be added at their end.
-NEVER_END_EARLY = re.compile(r"(Pendulum|HalfCheetah|Reacher|Pusher|Swimmer|HumanoidStandup)-v\d+")
+# Episodes of these ids last until the time limit whatever the policy does, so nothing has to be added at their end.
+NEVER_END_EARLY = re.compile(
+    r"(Pendulum|HalfCheetah|Reacher|Pusher|Swimmer|HumanoidStandup)-v\d+|(Fetch|HandManipulate|HandReach)\w+-v\d+"
+    r"|Meta-World/.+"
+)
 
-PYGAME_HEADLESS = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}
+# The 62 games of ale_py's ids from before `ALE/`.
+LEGACY_GAMES = (
+    "Adventure|AirRaid|Alien|Amidar|Assault|Asterix|Asteroids|Atlantis|BankHeist|BattleZone|BeamRider|Berzerk|Bowling"
+    "|Boxing|Breakout|Carnival|Centipede|ChopperCommand|CrazyClimber|Defender|DemonAttack|DoubleDunk|ElevatorAction"
+    "|Enduro|FishingDerby|Freeway|Frostbite|Gopher|Gravitar|Hero|IceHockey|Jamesbond|JourneyEscape|Kangaroo|Krull"
+    "|KungFuMaster|MontezumaRevenge|MsPacman|NameThisGame|Phoenix|Pitfall|Pong|Pooyan|PrivateEye|Qbert|Riverraid"
+    "|RoadRunner|Robotank|Seaquest|Skiing|Solaris|SpaceInvaders|StarGunner|Tennis|TimePilot|Tutankham|UpNDown|Venture"
+    "|VideoPinball|WizardOfWor|YarsRevenge|Zaxxon"
+)
+MUJOCO_BODIES = (
+    "Reacher|Pusher|InvertedPendulum|InvertedDoublePendulum|HalfCheetah|Hopper|Swimmer|Walker2d|Ant|Humanoid"
+    "|HumanoidStandup"
+)
 
 
 def infer_observation_kind(space: spaces.Space[Any]) -> ObservationKind:
@@ -72,6 +91,37 @@ def atari_horizon(env: AnyEnv) -> int | None:
     return None if num_screens is None else int(num_screens) // ATARI_FRAME_SKIP
 
 
+def dm_control_horizon(env: AnyEnv) -> int | None:
+    """Returns the limit of a suite task in steps, or that of a locomotion task in seconds over a step's seconds."""
+    inner: Any = env.unwrapped
+    task: Any = inner._env  # shimmy has no public way to it
+    steps = vars(task).get("_step_limit")
+    if steps is None:  # locomotion
+        steps = task._time_limit / task.control_timestep()
+    return math.ceil(float(steps)) if math.isfinite(steps) else None
+
+
+def metaworld_horizon(env: AnyEnv) -> int | None:
+    """Returns the limit that a Meta-World task holds itself."""
+    inner: Any = env.unwrapped
+    return int(inner.max_path_length)
+
+
+def highway_horizon(env: AnyEnv) -> int | None:
+    """Returns the seconds of an episode times decisions per second."""
+    inner: Any = env.unwrapped
+    return math.ceil(float(inner.config["duration"] * inner.config["policy_frequency"]))
+
+
+def register_metaworld_tasks() -> None:
+    """Registers each of the fifty tasks as `Meta-World/TASK` too, so that an id alone names a task."""
+    import metaworld
+
+    for name in metaworld.ALL_V3_ENVIRONMENTS:
+        if f"Meta-World/{name}" not in gym.registry:
+            gym.register(f"Meta-World/{name}", partial(gym.make, "Meta-World/MT1", env_name=name))
+
+
 def observe_image_only(env: AnyEnv) -> AnyEnv:
     """Returns a MiniGrid environment that observes its (7, 7, 3) uint8 view, without direction and mission."""
     from minigrid.wrappers import ImgObsWrapper  # Slow to import and needed by two families only.
@@ -89,6 +139,11 @@ def _atari_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return dict(kwargs) if kwargs.get("obs_type") == "ram" else {"frameskip": 1, **kwargs}
 
 
+def _metaworld_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes a task's fifty goals the same in every process."""
+    return {"seed": 0, **kwargs}
+
+
 @dataclass(frozen=True)
 class Family:
     """What a set of environment ids has in common.
@@ -103,7 +158,10 @@ class Family:
         find_horizon: The env steps per episode of an environment made without time limit; None where unknown.
         wrappers: Applied in order to a new environment, before observations are standardised.
         prepare_kwargs: Adds what `wrappers` need to the kwargs of the user.
-        headless_environment: Environment variables to set, if unset, before frames are drawn without a display.
+        register: Called after the import of `module`, for ids that it does not register itself.
+        is_animated: Whether frames hold what is no part of the state and moves on with each frame that is drawn, such
+            as sparks, so that every frame since the reset has to be drawn.
+        renderer: What draws its frames, which decides what has to be set where there is no display.
     """
 
     name: str
@@ -115,7 +173,9 @@ class Family:
     find_horizon: Callable[[AnyEnv], int | None] = spec_horizon
     wrappers: tuple[Callable[[AnyEnv], AnyEnv], ...] = ()
     prepare_kwargs: Callable[[Mapping[str, Any]], dict[str, Any]] = _same_kwargs
-    headless_environment: Mapping[str, str] = field(default_factory=dict)
+    register: Callable[[], None] | None = None
+    is_animated: bool = False
+    renderer: Renderer | None = None
 
     def matches(self, env_id: str) -> bool:
         """Tells whether `env_id` belongs to this family; the first match of `FAMILIES` counts."""
@@ -127,31 +187,32 @@ _ROWS = (
         "classic",
         r"(CartPole|MountainCar|MountainCarContinuous|Pendulum|Acrobot)-v\d+",
         "classic control: small vectors, fast",
-        headless_environment=PYGAME_HEADLESS,
+        renderer="pygame",
     ),
     Family(
         "toy_text",
         r"(Blackjack|FrozenLake|FrozenLake8x8|CliffWalking|CliffWalkingSlippery|Taxi)-v\d+",
         "toy text: discrete states as one-hot vectors",
         find_horizon=toy_horizon,
-        headless_environment=PYGAME_HEADLESS,
+        renderer="pygame",
     ),
     Family(
         "box2d",
         r"(LunarLander|LunarLanderContinuous|BipedalWalker|BipedalWalkerHardcore|CarRacing)-v\d+",
         "Box2D: landing, walking, racing",
-        headless_environment=PYGAME_HEADLESS,
+        wrappers=(RenewWorld,),
+        is_animated=True,
+        renderer="pygame",
     ),
     Family(
         "mujoco",
-        r"(Reacher|Pusher|InvertedPendulum|InvertedDoublePendulum|HalfCheetah|Hopper|Swimmer|Walker2d|Ant|Humanoid"
-        r"|HumanoidStandup)-v\d+",
+        rf"({MUJOCO_BODIES})-v\d+",
         "MuJoCo: continuous control",
-        headless_environment={"MUJOCO_GL": "egl"},
+        renderer="mujoco",
     ),
     Family(
         "atari",
-        r"ALE/.+",
+        rf"ALE/.+|({LEGACY_GAMES})(NoFrameskip)?-v[04]",
         "Atari 2600: four stacked gray 84x84 frames, or the RAM",
         module="ale_py",
         fixed_horizon=False,
@@ -166,6 +227,7 @@ _ROWS = (
         module="minigrid",
         find_horizon=grid_horizon,
         wrappers=(observe_image_only,),
+        renderer="pygame",
     ),
     Family(
         "babyai",
@@ -174,6 +236,47 @@ _ROWS = (
         module="minigrid",
         find_horizon=grid_horizon,
         wrappers=(observe_image_only,),
+        renderer="pygame",
+    ),
+    Family(
+        "robotics",
+        r"(Fetch|HandManipulate|HandReach|AdroitHand|PointMaze_|AntMaze_|FrankaKitchen)\w*-v\d+",
+        "gymnasium-robotics: Fetch, Shadow hand, Adroit, mazes, kitchen",
+        module="gymnasium_robotics",
+        extra="robotics",
+        renderer="mujoco",
+    ),
+    Family(
+        "dm_control",
+        r"dm_control/.+",
+        "dm_control through shimmy: the suite that B-Pref uses, and locomotion",
+        module="shimmy",
+        extra="dm-control",
+        find_horizon=dm_control_horizon,
+        renderer="mujoco",
+    ),
+    Family(
+        "metaworld",
+        r"Meta-World/.+",
+        "Meta-World: fifty manipulation tasks, each an id",
+        module="metaworld",
+        extra="metaworld",
+        find_horizon=metaworld_horizon,
+        wrappers=(SeedGoal,),
+        prepare_kwargs=_metaworld_kwargs,
+        register=register_metaworld_tasks,
+        renderer="mujoco",
+    ),
+    Family(
+        "highway",
+        r"(highway|highway-fast|exit|intersection|intersection-multi-agent|lane-keeping|merge|merge-generic|parking"
+        r"|parking-ActionRepeat|parking-parked|racetrack|racetrack-large|racetrack-oval|roundabout|roundabout-generic"
+        r"|two-way|u-turn)-v\d+",
+        "highway-env: decisions in traffic",
+        module="highway_env",
+        extra="highway",
+        find_horizon=highway_horizon,
+        renderer="pygame",
     ),
     Family(
         "other",

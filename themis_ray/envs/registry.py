@@ -1,10 +1,9 @@
 """Makes environments from one config and tells what they are like."""
 
+import contextlib
 import difflib
 import importlib
-import os
 import re
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import gymnasium as gym
 from gymnasium import spaces
 from pydantic import BaseModel, ConfigDict, Field
 
+from themis_ray.envs.display import prepare_drawing, prepare_import
 from themis_ray.envs.families import (
     FAMILIES,
     NEVER_END_EARLY,
@@ -32,8 +32,13 @@ MUJOCO_PY_IDS = (
     r"(Reacher|Pusher|Inverted(Double)?Pendulum|HalfCheetah|Hopper|Swimmer|Walker2d|Ant|Humanoid(Standup)?)-v[23]"
 )
 
-# Registered ids that the default install cannot make: JAX, the old gym, mujoco_py, mujoco<3, data missing in the wheel.
-NOT_MAKEABLE = re.compile(r"(phys2d|tabular)/.+|GymV\d+Environment-v0|Pusher-v4|MiniGrid-WFC-.+|" + MUJOCO_PY_IDS)
+# Registered ids that no install makes: JAX, the old gym, mujoco_py, mujoco<3, data missing in the wheel; and sets of
+# Meta-World tasks, which are vectors of environments or want more than an id.
+NOT_MAKEABLE = re.compile(
+    r"(phys2d|tabular)/.+|GymV\d+Environment-v0|Pusher-v4|MiniGrid-WFC-.+|"
+    + MUJOCO_PY_IDS
+    + r"|Fetch\w+-v1|Hand(Manipulate|Reach)\w*-v0|Meta-World/(M[TL]\d+.*|custom-.+|goal_.+)"
+)
 
 # Published true-reward returns of trained agents, deterministic policy: (mean return, where it comes from). All from
 # the table of DLR-RM/rl-baselines3-zoo, benchmark.md; later versions of an environment are not comparable.
@@ -93,18 +98,31 @@ def list_envs(family: str | None = None) -> list[str]:
     """Lists the registered ids that the installed packages can make.
 
     Args:
-        family: Only ids of this family; None for all.
+        family: Only ids of this family; None for all that are installed.
 
     Raises:
         UnknownNameError: There is no such family.
+        ConfigError: The family asked for is not installed.
     """
-    families = FAMILIES.values() if family is None else (lookup("environment family", family, FAMILIES),)
-    for row in families:
-        _import_family(row)
+    if family is None:
+        families = installed_families()
+    else:
+        families = [lookup("environment family", family, FAMILIES)]
+        _import_family(families[0])
     names = {row.name for row in families}
     return sorted(
         env_id for env_id in gym.registry if find_family(env_id).name in names and not NOT_MAKEABLE.fullmatch(env_id)
     )
+
+
+def installed_families() -> list[Family]:
+    """Returns the families whose packages can be imported, and imports these, so that their ids are registered."""
+    found = []
+    for family in FAMILIES.values():
+        with contextlib.suppress(ConfigError):
+            _import_family(family)
+            found.append(family)
+    return found
 
 
 def make_env(config: EnvConfig, *, render_mode: str | None = None) -> AnyEnv:
@@ -151,7 +169,8 @@ def get_env_spec(config: EnvConfig) -> EnvSpec:
 def _make(config: EnvConfig, render_mode: str | None) -> tuple[AnyEnv, Family, int | None, bool]:
     """Returns the wrapped environment, its family, its horizon, and whether that is fixed."""
     family, target = _find_target(config.id)
-    _set_headless_environment(family, render_mode)
+    if render_mode not in (None, "human"):
+        prepare_drawing(family.renderer)
     env = _create(config, family, target, render_mode)
     try:
         horizon = family.find_horizon(env) if config.horizon is None else config.horizon
@@ -227,8 +246,7 @@ def _find_target(env_id: str) -> tuple[Family, str | Callable[..., AnyEnv]]:
 
 def _unknown_id(env_id: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """Returns an error with the closest known ids; there are too many to list."""
-    for family in FAMILIES.values():
-        _import_family(family)
+    installed_families()
     close = difflib.get_close_matches(name, list(known), n=MAX_SUGGESTIONS)
     suggestion = f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
     return UnknownNameError(
@@ -241,6 +259,7 @@ def _import_family(family: Family) -> None:
     """Imports the module that registers a family's ids."""
     if family.module is None:
         return
+    prepare_import(family.renderer)
     try:
         importlib.import_module(family.module)
     except ImportError as error:
@@ -249,15 +268,8 @@ def _import_family(family: Family) -> None:
             f"{family.name} environments need {family.module!r}, which cannot be imported ({error}). "
             f"Install with: pip install 'themis-ray{extra}'."
         ) from error
-
-
-def _set_headless_environment(family: Family, render_mode: str | None) -> None:
-    """Lets frames be drawn on a machine without display or sound card; what the user has set stays."""
-    if render_mode in (None, "human") or sys.platform != "linux":
-        return
-    if "DISPLAY" not in os.environ and "WAYLAND_DISPLAY" not in os.environ:
-        for name, value in family.headless_environment.items():
-            os.environ.setdefault(name, value)
+    if family.register is not None:
+        family.register()
 
 
 def _close(env: AnyEnv) -> None:

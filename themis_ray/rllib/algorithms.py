@@ -10,7 +10,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.tune.registry import register_env
 
-from themis_ray.envs import EnvConfig, make_env
+from themis_ray.envs import EnvConfig, SeedEpisodes, make_env
 from themis_ray.errors import ConfigError
 from themis_ray.rllib.cpl import PreferenceCPLConfig
 from themis_ray.rllib.modules import DQNModule, PPOModule, SACModule
@@ -23,7 +23,7 @@ __all__ = ["build_algorithm_config"]
 ENV_NAME = "themis_env"
 NUM_PPO_ROUNDS = 4
 
-register_env(ENV_NAME, lambda context: make_env(EnvConfig(**context)))
+register_env(ENV_NAME, lambda context: SeedEpisodes(make_env(EnvConfig(**context))))
 
 
 def _ppo_config(settings: LoopSettings) -> PreferencePPOConfig:

@@ -1,0 +1,133 @@
+"""The frames of a segment, drawn by the simulator in the states that the agent was in."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from themis_ray.data import Origin, Segment
+from themis_ray.envs import EnvConfig, find_family, make_env
+from themis_ray.errors import DataError
+
+__all__ = ["Replayer", "to_env_action"]
+
+
+def to_env_action(action: NDArray[Any], space: spaces.Space[Any]) -> Any:
+    """Returns a stored action as the environment takes it, with the very arithmetic that RLlib uses when it acts.
+
+    Args:
+        action: For a Box with bounds from -1 to 1, mapped to the bounds of `space` and clipped there; everything else
+            stays as it is.
+        space: The environment's action space.
+    """
+    if not isinstance(space, spaces.Box) or not (space.bounded_below.all() and space.bounded_above.all()):
+        return action
+    return np.clip(space.low + (action + 1.0) * (space.high - space.low) / 2.0, space.low, space.high)
+
+
+class Replayer:
+    """Brings segments back by acting their episodes again, from the reset on, and draws what the agent saw.
+
+    Nothing is drawn while a learner acts, which would cost more than acting itself; the seed of the reset and the
+    actions are enough where an environment is reproducible. Whether it is, every step tells: the observation has to be
+    the stored one, number for number, or the frame is refused. So a frame is the state that the agent was in, or there
+    is none.
+
+    Not safe for use by several threads. A context manager: leaving it closes the simulator.
+
+    Args:
+        env_config: Where the segments come from.
+
+    Raises:
+        ConfigError: The environment cannot be made or draws no frames.
+    """
+
+    def __init__(self, env_config: EnvConfig) -> None:
+        self._env = make_env(env_config, render_mode="rgb_array")
+        self._id = env_config.id
+        self._is_animated = find_family(env_config.id.rpartition(":")[2]).is_animated
+        self._origin: Origin | None = None
+        self._observation: Any = None
+        self._num_steps = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the simulator."""
+        self._env.close()  # type: ignore[no-untyped-call]
+
+    def replay(self, segments: Iterable[Segment]) -> Iterator[tuple[Segment, NDArray[np.uint8]]]:
+        """Yields each segment and its frames; those of one episode follow each other and cost its steps once.
+
+        Raises:
+            DataError: As in `frames`.
+        """
+        for segment in sorted(segments, key=lambda segment: (segment.episode_id, segment.start_step)):
+            yield segment, self.frames(segment)
+
+    def frames(self, segment: Segment) -> NDArray[np.uint8]:
+        """Returns one frame for each step, what there was to see before its action, (L, H, W, 3) uint8.
+
+        Steps in the absorbing state of a fixed horizon show the state in which the episode ended.
+
+        Raises:
+            DataError: The segment has no origin, or the episode takes another course this time.
+        """
+        if segment.origin is None:
+            raise DataError(
+                f"segment {segment.id} of {self._id} has no origin, as if it was imported or stored by an earlier "
+                "version; only segments of themis train can be replayed."
+            )
+        self._go_to(segment.origin, segment.start_step)
+        frames = []
+        for step in range(len(segment)):
+            self._check(segment, step)
+            frames.append(self._draw())
+            self._act(segment.actions[step])
+        return np.stack(frames)
+
+    def _go_to(self, origin: Origin, start_step: int) -> None:
+        """Acts up to a step, from where the simulator is if that is on the way, else from the reset on."""
+        here = self._origin
+        is_on_the_way = (
+            here is not None
+            and here.reset_seed == origin.reset_seed
+            and self._num_steps <= start_step
+            and np.array_equal(here.earlier_actions, origin.earlier_actions[: len(here.earlier_actions)])
+        )
+        if not is_on_the_way:
+            self._observation, _ = self._env.reset(seed=origin.reset_seed)
+            self._num_steps = 0
+        self._origin = origin
+        for action in origin.earlier_actions[self._num_steps :]:
+            if self._is_animated:
+                self._env.render()
+            self._act(action)
+
+    def _act(self, action: NDArray[Any]) -> None:
+        self._observation, *_ = self._env.step(to_env_action(action, self._env.action_space))
+        self._num_steps += 1
+
+    def _check(self, segment: Segment, step: int) -> None:
+        if not np.array_equal(self._observation, segment.observations[step], equal_nan=True):
+            raise DataError(
+                f"segment {segment.id} of {self._id} cannot be replayed: step {segment.start_step + step} of its "
+                "episode looks different this time. The environment is not reproducible from a seed, or this machine "
+                "or a package computes differently from the one that recorded it."
+            )
+
+    def _draw(self) -> NDArray[np.uint8]:
+        frame: Sequence[Any] | NDArray[Any] | None = self._env.render()
+        drawn = np.asarray(frame)
+        if drawn.ndim != 3 or drawn.shape[2] != 3 or drawn.dtype != np.uint8:
+            raise DataError(
+                f"{self._id} draws {drawn.dtype} {drawn.shape}. A clip needs frames of uint8 (height, width, 3)."
+            )
+        return drawn.copy()

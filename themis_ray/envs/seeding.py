@@ -1,0 +1,73 @@
+"""Episodes that can be had again: every reset has a seed of its own, which is told."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from themis_ray.envs.wrappers import AnyEnv
+
+__all__ = ["RESET_SEED", "RenewWorld", "SeedEpisodes", "SeedGoal"]
+
+RESET_SEED = "reset_seed"
+MAX_SEED = 2**31 - 1
+
+
+class SeedEpisodes(gym.Wrapper[Any, Any, Any, Any]):
+    """Resets the environment with a new seed for every episode and tells it as `info["reset_seed"]`.
+
+    An environment that is reset without a seed goes on with random numbers that depend on all episodes before. With a
+    seed of its own an episode depends on that seed and on its actions alone, so that both together bring it back: every
+    frame of it can be drawn later, exactly as it was, and nobody has to draw them all while it happens.
+
+    A reset with a seed starts the sequence of seeds anew; the same seed gives the same episodes again.
+
+    Args:
+        env: The environment.
+    """
+
+    def __init__(self, env: AnyEnv) -> None:
+        super().__init__(env)
+        self._rng = np.random.default_rng()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Starts an episode with the next seed of the sequence."""
+        if seed is not None:
+            self._rng = np.random.default_rng(seed)
+        reset_seed = int(self._rng.integers(MAX_SEED))
+        observation, info = self.env.reset(seed=reset_seed, options=options)
+        return observation, {**info, RESET_SEED: reset_seed}
+
+
+class RenewWorld(gym.Wrapper[Any, Any, Any, Any]):
+    """Gives every episode of BipedalWalker and CarRacing a Box2D world of its own.
+
+    They empty one world and fill it again, and what has been in it before decides in which order Box2D solves contacts:
+    the same seed and actions then end elsewhere. LunarLander makes a new world by itself.
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Starts an episode in a new world."""
+        import Box2D
+        from gymnasium.envs.box2d.bipedal_walker import BipedalWalker
+        from gymnasium.envs.box2d.car_racing import CarRacing
+
+        inner: Any = self.unwrapped
+        if isinstance(inner, BipedalWalker):
+            inner._destroy()  # type: ignore[no-untyped-call]
+            inner.world = Box2D.b2World()
+        elif isinstance(inner, CarRacing):
+            inner._destroy()  # type: ignore[no-untyped-call]
+            inner.world = Box2D.b2World((0, 0), contactListener=inner.contactListener_keepref)
+        return self.env.reset(seed=seed, options=options)
+
+
+class SeedGoal(gym.Wrapper[Any, Any, Any, Any]):
+    """Lets the seed of a reset choose Meta-World's goal, which it otherwise draws as it goes on."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Starts an episode; the simulator is seeded first, as Meta-World passes over the seed of a reset."""
+        if seed is not None:
+            inner: Any = self.unwrapped
+            inner.seed(seed)
+        return self.env.reset(seed=seed, options=options)
