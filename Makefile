@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo lint test test-slow test-gpu format bench-overhead bench-peers bench-labels bench-samplers clean
+.PHONY: setup demo lint test test-slow test-gpu format bench-overhead bench-peers bench-labels bench-samplers bench-clips clean
 
 # The stamp is newer than the files that say what to install, or setup runs again.
 setup: $(VENV)/.installed
@@ -44,6 +44,9 @@ bench-labels: setup
 
 bench-samplers: setup
 	$(BIN)/python -m benchmarks.samplers
+
+bench-clips: setup
+	$(BIN)/python -m benchmarks.clips
 
 bench-peers: setup
 	$(BIN)/python -m benchmarks.peers

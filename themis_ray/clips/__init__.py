@@ -1,0 +1,15 @@
+"""What is watched: the video of a segment, and what is drawn around its frames."""
+
+from themis_ray.clips.pictures import draw_actions, draw_caption, side_by_side, upscale
+from themis_ray.clips.video import CODECS, clip_name, read_clip, write_clip
+
+__all__ = [
+    "CODECS",
+    "clip_name",
+    "draw_actions",
+    "draw_caption",
+    "read_clip",
+    "side_by_side",
+    "upscale",
+    "write_clip",
+]
