@@ -5,19 +5,15 @@ import io
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
-from gymnasium import spaces
 
+from themis_ray.envs.observations import MIN_IMAGE_SIDE
 from themis_ray.envs.wrappers import ATARI_FRAME_SKIP, AnyEnv, stack_atari_frames
 
-__all__ = ["FAMILIES", "Family", "ObservationKind", "find_family", "infer_observation_kind"]
+__all__ = ["FAMILIES", "MIN_IMAGE_SIDE", "Family", "find_family"]
 
-ObservationKind = Literal["vector", "image", "grid"]
-
-# The smallest side of an image: RLlib's and our image networks need about 36 pixels to leave one after striding.
-MIN_IMAGE_SIDE = 36
 NUM_PROBED_EPISODES = 8
 
 # A Blackjack episode ends by itself: 20 hits on the smallest hand exceed 21. The cliff walks have no limit at all.
@@ -27,18 +23,6 @@ TOY_HORIZONS = {"Blackjack-v1": 20, "CliffWalking-v1": 200, "CliffWalkingSlipper
 NEVER_END_EARLY = re.compile(r"(Pendulum|HalfCheetah|Reacher|Pusher|Swimmer|HumanoidStandup)-v\d+")
 
 PYGAME_HEADLESS = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}
-
-
-def infer_observation_kind(space: spaces.Space[Any]) -> ObservationKind:
-    """Tells which network an observation space needs.
-
-    Args:
-        space: A Box of rank 3 is an image where both height and width are at least 36, else a grid; everything
-            else is a vector.
-    """
-    if isinstance(space, spaces.Box) and len(space.shape) == 3:
-        return "image" if min(space.shape[:2]) >= MIN_IMAGE_SIDE else "grid"
-    return "vector"
 
 
 def spec_horizon(env: AnyEnv) -> int | None:
