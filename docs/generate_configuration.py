@@ -160,8 +160,8 @@ def learner_table() -> str:
 
 def resolution() -> str:
     """Returns what `themis_ray.config.resolve` fills in, with its own numbers."""
-    lengths = ", ".join(f"{length} for {kind}s" for kind, length in DEFAULT_SEGMENT_LENGTH.items())
-    epochs = ", ".join(f"{number} for {kind}s" for kind, number in DEFAULT_NUM_EPOCHS.items())
+    lengths = ", ".join(f"{length} for {kind}" for kind, length in DEFAULT_SEGMENT_LENGTH.items())
+    epochs = ", ".join(f"{number} for {kind}" for kind, number in DEFAULT_NUM_EPOCHS.items())
     return f"""\
 ## What is chosen from the environment
 
@@ -171,15 +171,16 @@ def resolution() -> str:
   Box and Discrete, `dqn` Discrete.
 * the other `algorithm` settings: the learner's column in the table above. A setting that the learner does not use is
   refused.
-* `feedback.segment_length`: {lengths}, and at most the horizon.
-* `reward.num_epochs`: {epochs}.
+* `feedback.segment_length`, by the [kind of observation](environments.md#observations):
+  {lengths}; at most the horizon.
+* `reward.num_epochs`, by that kind too: {epochs}.
 * `exploration`: `sac` and `dqn` take 5 % of the run as seed steps, at most {MAX_SEED_STEPS}, and 5 % as unsupervised
   exploration, at most {MAX_EXPLORATION_STEPS}; `ppo` takes none of either and refuses seed steps.
 * `checkpoint_interval`: a tenth of the run.
 * `ppo` on a short run: `algorithm.batch_size` is at most the run's env steps over {MIN_PPO_ITERATIONS}. Where the
   horizon is fixed, `algorithm.num_envs` and `algorithm.batch_size` are lowered so that a batch holds whole episodes, if
-  the horizon is short enough ([why](design/fixed-horizon.md)). With image observations `algorithm.learning_rate` is
-  {show(IMAGE_PPO_LEARNING_RATE)}.
+  the horizon is short enough ([why](design/fixed-horizon.md)). With image or mixed observations
+  `algorithm.learning_rate` is {show(IMAGE_PPO_LEARNING_RATE)}.
 """
 
 

@@ -149,7 +149,7 @@ def test_the_page_of_settings_is_what_the_models_say() -> None:
     [
         ("teachers.md", set(TEACHERS)),
         ("samplers.md", {*SAMPLERS, *SCHEDULES}),
-        ("environments.md", {*FAMILIES, "vector", "image", "grid"}),
+        ("environments.md", {*FAMILIES, "vector", "image", "grid", "mixed"}),
     ],
 )
 def test_tables_name_what_the_registries_hold(page: str, names: set[str]) -> None:

@@ -30,7 +30,7 @@ __all__ = [
     "resolve",
 ]
 
-DEFAULT_SEGMENT_LENGTH = {"vector": 50, "grid": 100, "image": 25}
+DEFAULT_SEGMENT_LENGTH = {"vector": 50, "grid": 100, "image": 25, "mixed": 25}
 MAX_SEED_STEPS = 1000
 MAX_EXPLORATION_STEPS = 9000
 MIN_PPO_ITERATIONS = 10
@@ -267,7 +267,7 @@ def _fit_batch(config: ExperimentConfig, spec: EnvSpec, algorithm: AlgorithmSett
         batch_size = (
             max(1, batch_size // whole_episodes) * whole_episodes if whole_episodes <= batch_size else batch_size
         )
-    if given.learning_rate is None and spec.observation_kind == "image":
+    if given.learning_rate is None and spec.observation_kind in ("image", "mixed"):
         learning_rate = IMAGE_PPO_LEARNING_RATE
     return algorithm.model_copy(update={"batch_size": batch_size, "num_envs": num_envs, "learning_rate": learning_rate})
 

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from themis_ray.data import Query, Segment
+from themis_ray.envs import ImagePart
 from themis_ray.feedback import distances_to_nearest, farthest_first, query_embeddings
 
 # Few distinct coordinates: many equal distances and repeated points.
@@ -160,3 +161,14 @@ def test_long_segments_of_images_take_bounded_memory_and_keep_both_ends():
 
 def test_no_queries_have_no_embeddings():
     assert query_embeddings([], "vector").shape[0] == 0
+
+
+def test_images_in_mixed_observations_become_block_means_and_the_rest_stays():
+    layout = (ImagePart(0, 4800, (40, 40, 3), "image"), ImagePart(4800, 4947, (7, 7, 3), "grid"))
+    observations = np.random.default_rng(0).random((2, 5, 4950), np.float32)
+    table = query_embeddings([Query(segment(observations[0]), segment(observations[1]))], "mixed", layout)
+    size = 5 * (64 + 147 + 3)
+    assert table.shape == (1, 2 * size)
+    pictures = observations[0, :, :4800].reshape(5, 8, 5, 8, 5, 3)
+    np.testing.assert_allclose(table[0, : 5 * 64], pictures.mean(axis=(2, 4, 5)).ravel(), rtol=1e-4)
+    np.testing.assert_array_equal(table[0, 5 * 64 : size], observations[0, :, 4800:].ravel())

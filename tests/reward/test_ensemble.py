@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from themis_ray.envs import ImagePart, MixedBox
 from themis_ray.errors import ConfigError
 from themis_ray.reward import RewardConfig, RewardEnsemble, left_probabilities
 
@@ -17,6 +18,9 @@ STATE = Box(-np.inf, np.inf, (4,), np.float32)
 TORQUE = Box(-1.0, 1.0, (2,), np.float32)
 FRAME = Box(0, 255, (36, 36, 2), np.uint8)
 GRID = Box(0, 255, (7, 7, 3), np.uint8)
+# An image, a grid, three numbers.
+LAYOUT = (ImagePart(0, 2592, (36, 36, 2), "image"), ImagePart(2592, 2739, (7, 7, 3), "grid"))
+MIXED = MixedBox(np.full(2742, -1, np.float32), np.ones(2742, np.float32), LAYOUT)
 
 
 def make_vector(action_space: gym.Space = TORQUE, seed: int = 0) -> RewardEnsemble:
@@ -30,13 +34,13 @@ def sample(space: gym.Space, *leading: int, seed: int = 0) -> np.ndarray:
 
 
 def sample_of(kind: str) -> tuple[RewardEnsemble, np.ndarray, np.ndarray]:
-    space = {"vector": STATE, "image": FRAME, "grid": GRID}[kind]
+    space = {"vector": STATE, "image": FRAME, "grid": GRID, "mixed": MIXED}[kind]
     action_space = TORQUE if kind == "vector" else Discrete(3)
     ensemble = RewardEnsemble(space, action_space, kind, CONFIG, 0)  # type: ignore[arg-type]
     return ensemble, sample(space, 10), sample(action_space, 10)
 
 
-@pytest.mark.parametrize("kind", ["vector", "image", "grid"])
+@pytest.mark.parametrize("kind", ["vector", "image", "grid", "mixed"])
 @pytest.mark.parametrize("chunk_size", [1, 3, 10, 1000])
 def test_predict_in_chunks_equals_one_forward_pass(kind: str, chunk_size: int) -> None:
     ensemble, observations, actions = sample_of(kind)
@@ -49,7 +53,7 @@ def test_predict_in_chunks_equals_one_forward_pass(kind: str, chunk_size: int) -
     np.testing.assert_allclose(mean, members.mean(axis=0), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["vector", "image", "grid"])
+@pytest.mark.parametrize("kind", ["vector", "image", "grid", "mixed"])
 def test_rows_per_member_equal_shared_rows(kind: str) -> None:
     ensemble, observations, actions = sample_of(kind)
     shared = ensemble(observations, actions)
@@ -114,6 +118,30 @@ def test_frames_are_neither_copied_nor_cast_before_the_forward_pass() -> None:
     assert pixels.data_ptr() == frames.ctypes.data
 
 
+def test_image_parts_are_not_copied_and_all_else_is_behind_them() -> None:
+    ensemble, observations, actions = sample_of("mixed")
+    inputs = ensemble.encode(observations, actions)
+    assert inputs.pixels is not None
+    assert inputs.pixels.data_ptr() == observations.ctypes.data
+    np.testing.assert_array_equal(inputs.pixels, observations[:, :2739])
+    np.testing.assert_array_equal(inputs.features[:, :3], observations[:, 2739:])
+    np.testing.assert_array_equal(inputs.features[:, 3:], np.eye(3)[actions])
+
+
+@pytest.mark.parametrize("first", [0, 2592, 2739, 2741], ids=["image", "grid", "vector", "mark"])
+def test_every_part_counts_under_every_member(first: int) -> None:
+    ensemble, observations, actions = sample_of("mixed")
+    stop = next(stop for stop in (2592, 2739, 2741, 2742) if stop > first)
+    changed = observations.copy()
+    changed[:, first:stop] = -changed[:, first:stop]
+    before, after = ensemble.predict_members(observations, actions), ensemble.predict_members(changed, actions)
+    assert (np.abs(before - after).max(axis=1) > 0).all()
+    tensor = torch.from_numpy(observations).requires_grad_()
+    ensemble(tensor, torch.from_numpy(actions)).sum().backward()
+    assert tensor.grad is not None
+    assert tensor.grad[:, first:stop].abs().sum() > 0
+
+
 def test_gradients_reach_the_observations() -> None:
     observations = torch.randn(5, 4, requires_grad=True)
     make_vector()(observations, torch.zeros(5, 2)).sum().backward()
@@ -162,6 +190,11 @@ def test_refuses_other_action_spaces() -> None:
 def test_refuses_an_image_without_three_axes() -> None:
     with pytest.raises(ValueError, match="three axes"):
         RewardEnsemble(STATE, TORQUE, "image", CONFIG, 0)
+
+
+def test_refuses_a_mixed_observation_without_a_layout() -> None:
+    with pytest.raises(ValueError, match="needs a MixedBox"):
+        RewardEnsemble(STATE, TORQUE, "mixed", CONFIG, 0)
 
 
 @pytest.mark.parametrize(

@@ -37,5 +37,5 @@ def test_every_option_is_off_by_default() -> None:
 
 
 def test_every_network_has_one_line() -> None:
-    assert set(REWARD_MODELS) == {"mlp", "cnn", "grid"}
+    assert set(REWARD_MODELS) == {"mlp", "cnn", "grid", "mixed"}
     assert all(text and "\n" not in text for text in REWARD_MODELS.values())

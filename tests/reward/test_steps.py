@@ -6,6 +6,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from themis_ray.data import LabelledPairs
+from themis_ray.envs import ImagePart, MixedBox
 from themis_ray.reward import RewardConfig, RewardEnsemble, fit, make_optimizer, steps
 from themis_ray.reward.steps import SegmentSteps
 
@@ -90,3 +91,21 @@ def test_frames_are_not_compared() -> None:
     assert found.num_distinct == 6
     assert found.inputs.pixels is not None
     assert np.shares_memory(found.inputs.pixels.numpy(), observations)
+
+
+@pytest.mark.parametrize(("height", "is_compared"), [(4, True), (36, False)])
+def test_mixed_steps_are_compared_where_they_are_small(height: int, is_compared: bool) -> None:
+    size = height * height * 3
+    kind = "grid" if is_compared else "image"
+    space = MixedBox(
+        np.zeros(size + 2, np.float32), np.ones(size + 2, np.float32), [ImagePart(0, size, (height, height, 3), kind)]
+    )
+    ensemble = RewardEnsemble(space, Discrete(3), "mixed", RewardConfig(hidden_sizes=(8,)), 0)
+    rng = np.random.default_rng(0)
+    observations = rng.random((4, size + 2), np.float32)[rng.integers(4, size=(6, LENGTH))]
+    actions = np.zeros((6, LENGTH), np.int64)
+    found = SegmentSteps.of(ensemble, observations, actions)
+    assert found.num_distinct == (4 if is_compared else 6 * LENGTH)
+    rewards = found.rewards(ensemble, torch.arange(6)[None])
+    expected = ensemble.predict_members(observations.reshape(-1, size + 2), actions.reshape(-1))
+    np.testing.assert_allclose(rewards.detach().numpy().reshape(3, -1), expected, rtol=1e-4, atol=1e-6)

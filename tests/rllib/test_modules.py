@@ -6,13 +6,20 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from ray.rllib.core.columns import Columns
 
+from themis_ray.envs import ImagePart, MixedBox
 from themis_ray.rllib.modules import DQNModule, Encoder, PPOModule, SACModule
 
 STATE = Box(-np.inf, np.inf, (4,), np.float32)
 FRAME = Box(0, 255, (84, 84, 4), np.uint8)
 GRID = Box(0, 255, (7, 7, 3), np.uint8)
 TORQUE = Box(-1.0, 1.0, (2,), np.float32)
-OBSERVATIONS = {"vector": STATE, "image": FRAME, "grid": GRID}
+# An image, a grid, three numbers.
+MIXED = MixedBox(
+    np.full(4950, -np.inf, np.float32),
+    np.full(4950, np.inf, np.float32),
+    [ImagePart(0, 4800, (40, 40, 3), "image"), ImagePart(4800, 4947, (7, 7, 3), "grid")],
+)
+OBSERVATIONS = {"vector": STATE, "image": FRAME, "grid": GRID, "mixed": MIXED}
 CONFIG = {
     "hidden_sizes": [16],
     "num_seed_steps": 10,
@@ -95,12 +102,56 @@ def test_ppo_module_gives_distribution_inputs_and_values(kind: str, space, num_i
         assert all(space.contains(action) for action in actions.numpy())
 
 
-def test_ppo_starts_close_to_uniform_and_shares_its_encoder_for_images_only() -> None:
+@pytest.mark.parametrize("part", [slice(0, 4800), slice(4800, 4947), slice(4947, 4949), slice(4949, 4950)])
+def test_every_part_of_a_mixed_observation_counts(part: slice) -> None:
+    module = make(PPOModule, Discrete(4), MIXED)
+    observations = observe(MIXED)
+    changed = observations.clone()
+    changed[:, part] += 1
+    outputs = [module.forward_train({Columns.OBS: x})[Columns.ACTION_DIST_INPUTS] for x in (observations, changed)]
+    assert (outputs[0] - outputs[1]).abs().amax(dim=1).min() > 0
+    values = [module.compute_values({Columns.OBS: x}) for x in (observations, changed)]
+    assert (values[0] - values[1]).abs().min() > 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_features"),
+    [
+        ((84, 84, 4), 64 * 7 * 7),
+        ((96, 96, 3), 64 * 8 * 8),
+        ((36, 36, 1), 64),
+        ((210, 160, 3), 64 * 9 * 6),
+        ((400, 600, 3), 64 * 9 * 9),
+        ((500, 500, 3), 64 * 9 * 9),
+        ((7, 7, 3), 64 * 4 * 4),
+        ((35, 100, 3), 64 * 8 * 24),
+        ((2, 3, 4), 64 * 1 * 1),
+        ((1, 1, 1), 64),
+    ],
+)
+def test_encoder_leaves_few_features_of_pictures_of_any_size(shape: tuple[int, int, int], num_features: int) -> None:
+    encoder = Encoder(Box(0, 255, shape, np.uint8), [])
+    assert encoder.output_size == num_features
+    assert encoder(observe(Box(0, 255, shape, np.uint8), 2)).shape == (2, num_features)
+
+
+def test_encoder_scales_bytes_and_nothing_else() -> None:
+    floats = Box(0.0, 1.0, (40, 40, 3), np.float32)
+    as_bytes = Encoder(Box(0, 255, (40, 40, 3), np.uint8), [8])
+    as_floats = Encoder(floats, [8])
+    as_floats.load_state_dict(as_bytes.state_dict())
+    pixels = observe(Box(0, 255, (40, 40, 3), np.uint8))
+    torch.testing.assert_close(as_floats(pixels / 255), as_bytes(pixels))
+
+
+def test_ppo_starts_close_to_uniform_and_shares_its_encoder_where_there_are_images() -> None:
     module = make(PPOModule, Discrete(4))
     logits = module.forward_train({Columns.OBS: observe(STATE)})[Columns.ACTION_DIST_INPUTS]
     assert logits.softmax(-1).sub(0.25).abs().max() < 0.05
     assert not module.is_shared
+    assert not make(PPOModule, Discrete(4), GRID).is_shared
     assert make(PPOModule, Discrete(4), FRAME).is_shared
+    assert make(PPOModule, Discrete(4), MIXED).is_shared
 
 
 def test_ppo_log_std_is_learned_and_does_not_depend_on_the_state() -> None:
@@ -209,7 +260,7 @@ def test_inference_only_module_holds_no_critics_and_acts_alike(cls, space, missi
     assert set(light.state_dict()) < set(full.state_dict())
 
 
-@pytest.mark.parametrize("observations", [STATE, GRID], ids=["vector", "grid"])
+@pytest.mark.parametrize("observations", [STATE, GRID, MIXED], ids=["vector", "grid", "mixed"])
 @pytest.mark.parametrize("space", [TORQUE, Discrete(3)], ids=["box", "discrete"])
 def test_reset_of_the_critics_keeps_the_policy(observations, space) -> None:
     module = make(SACModule, space, observations)

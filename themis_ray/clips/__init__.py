@@ -1,10 +1,12 @@
 """What is watched: the video of a segment, and what is drawn around its frames."""
 
 from themis_ray.clips.pictures import draw_actions, draw_caption, side_by_side, upscale
+from themis_ray.clips.replay import Replayer
 from themis_ray.clips.video import CODECS, clip_name, read_clip, write_clip
 
 __all__ = [
     "CODECS",
+    "Replayer",
     "clip_name",
     "draw_actions",
     "draw_caption",

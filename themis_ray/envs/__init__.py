@@ -1,6 +1,14 @@
 """What is acted in: environment families, one way to make them, and the wrappers they share."""
 
-from themis_ray.envs.families import FAMILIES, Family, ObservationKind, find_family, infer_observation_kind
+from themis_ray.envs.families import FAMILIES, Family, find_family
+from themis_ray.envs.observations import (
+    ImagePart,
+    MixedBox,
+    ObservationKind,
+    image_parts,
+    infer_observation_kind,
+    observation_scale,
+)
 from themis_ray.envs.registry import EnvConfig, EnvSpec, get_env_spec, installed_families, list_envs, make_env
 from themis_ray.envs.seeding import RESET_SEED, SeedEpisodes
 from themis_ray.envs.wrappers import FixedHorizon
@@ -12,12 +20,16 @@ __all__ = [
     "EnvSpec",
     "Family",
     "FixedHorizon",
+    "ImagePart",
+    "MixedBox",
     "ObservationKind",
     "SeedEpisodes",
     "find_family",
     "get_env_spec",
+    "image_parts",
     "infer_observation_kind",
     "installed_families",
     "list_envs",
     "make_env",
+    "observation_scale",
 ]

@@ -7,21 +7,16 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
-from gymnasium import spaces
 
 from themis_ray.envs.display import Renderer
 from themis_ray.envs.seeding import RenewWorld, SeedGoal
 from themis_ray.envs.wrappers import ATARI_FRAME_SKIP, AnyEnv, stack_atari_frames
 
-__all__ = ["FAMILIES", "Family", "ObservationKind", "find_family", "infer_observation_kind"]
+__all__ = ["FAMILIES", "Family", "find_family"]
 
-ObservationKind = Literal["vector", "image", "grid"]
-
-# The smallest side of an image: RLlib's and our image networks need about 36 pixels to leave one after striding.
-MIN_IMAGE_SIDE = 36
 NUM_PROBED_EPISODES = 8
 
 # A Blackjack episode ends by itself: 20 hits on the smallest hand exceed 21. The cliff walks have no limit at all.
@@ -46,18 +41,6 @@ MUJOCO_BODIES = (
     "Reacher|Pusher|InvertedPendulum|InvertedDoublePendulum|HalfCheetah|Hopper|Swimmer|Walker2d|Ant|Humanoid"
     "|HumanoidStandup"
 )
-
-
-def infer_observation_kind(space: spaces.Space[Any]) -> ObservationKind:
-    """Tells which network an observation space needs.
-
-    Args:
-        space: A Box of rank 3 is an image where both height and width are at least 36, else a grid; everything
-            else is a vector.
-    """
-    if isinstance(space, spaces.Box) and len(space.shape) == 3:
-        return "image" if min(space.shape[:2]) >= MIN_IMAGE_SIDE else "grid"
-    return "vector"
 
 
 def spec_horizon(env: AnyEnv) -> int | None:
@@ -160,7 +143,7 @@ class Family:
         prepare_kwargs: Adds what `wrappers` need to the kwargs of the user.
         register: Called after the import of `module`, for ids that it does not register itself.
         is_animated: Whether frames hold what is no part of the state and moves on with each frame that is drawn, such
-            as sparks, so that every frame since the reset has to be drawn.
+            as sparks or the direction a taxi faces, so that every frame since the reset has to be drawn.
         renderer: What draws its frames, which decides what has to be set where there is no display.
     """
 
@@ -194,6 +177,7 @@ _ROWS = (
         r"(Blackjack|FrozenLake|FrozenLake8x8|CliffWalking|CliffWalkingSlippery|Taxi)-v\d+",
         "toy text: discrete states as one-hot vectors",
         find_horizon=toy_horizon,
+        is_animated=True,
         renderer="pygame",
     ),
     Family(

@@ -13,14 +13,8 @@ from gymnasium import spaces
 from pydantic import BaseModel, ConfigDict, Field
 
 from themis_ray.envs.display import prepare_drawing, prepare_import
-from themis_ray.envs.families import (
-    FAMILIES,
-    NEVER_END_EARLY,
-    Family,
-    ObservationKind,
-    find_family,
-    infer_observation_kind,
-)
+from themis_ray.envs.families import FAMILIES, NEVER_END_EARLY, Family, find_family
+from themis_ray.envs.observations import ObservationKind, infer_observation_kind
 from themis_ray.envs.wrappers import AnyEnv, FixedHorizon, standardise_actions, standardise_observations
 from themis_ray.errors import ConfigError, UnknownNameError, lookup
 
@@ -74,7 +68,7 @@ class EnvSpec:
     Attributes:
         id: The id of the config.
         family: Name of its family.
-        observation_space: A Box: rank 1 float32, or rank 3.
+        observation_space: A Box: rank 1 float32, which is a MixedBox where it holds images, or rank 3.
         action_space: Box, Discrete that starts at 0, or MultiDiscrete.
         observation_kind: Which network fits the observations.
         horizon: Most env steps per episode; None where there is no limit or it is not known.

@@ -1,6 +1,7 @@
-"""Wrappers that give every environment one of three plain observation kinds and, if asked, a fixed horizon."""
+"""Wrappers that give every environment plain observations and actions and, if asked, a fixed horizon."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -8,6 +9,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from themis_ray.envs.observations import MixedBox, convert_space, image_parts
 from themis_ray.errors import ConfigError
 
 __all__ = ["AnyEnv", "FixedHorizon", "stack_atari_frames", "standardise_actions", "standardise_observations"]
@@ -17,8 +19,6 @@ AnyEnv = gym.Env[Any, Any]
 ATARI_SCREEN_SIZE = 84
 ATARI_NUM_FRAMES = 4
 ATARI_FRAME_SKIP = 4
-
-FLATTENABLE = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
 class FixedHorizon(gym.Wrapper[Any, Any, Any, Any]):
@@ -31,9 +31,10 @@ class FixedHorizon(gym.Wrapper[Any, Any, Any, Any]):
     are over, then the episode is truncated. The simulator is not stepped meanwhile, the true return is unchanged,
     and `terminated` is never true, so that a learner bootstraps at the horizon.
 
-    All absorbing states look the same: vectors get one more number, 0 while the episode goes on, and are 0 but for
-    a 1 there once it is over; images and grids are all 0. Without the mark a network has to tell the last state
-    before a fall from the first after it (CartPole, 60 000 env steps, 100 labels: true return 45 without it).
+    All absorbing states look the same: vectors, also those that hold images, get one more number, 0 while the episode
+    goes on, and are 0 but for a 1 there once it is over; images and grids are all 0. Without the mark a network has to
+    tell the last state before a fall from the first after it (CartPole, 60 000 env steps, 100 labels: true return 45
+    without it).
 
     `info["is_absorbing"]` is true for env steps that began in the absorbing state.
 
@@ -62,7 +63,9 @@ class FixedHorizon(gym.Wrapper[Any, Any, Any, Any]):
         if self._has_mark:
             low, high = np.append(inner.low, np.float32(0)), np.append(inner.high, np.float32(1))
             # An absorbing state is 0 in every other number too.
-            self.observation_space = spaces.Box(np.minimum(low, 0), np.maximum(high, 0), dtype=np.float32)
+            low, high = np.minimum(low, 0), np.maximum(high, 0)
+            layout = image_parts(inner)
+            self.observation_space = MixedBox(low, high, layout) if layout else spaces.Box(low, high, dtype=np.float32)
         self._absorbing_observation = np.zeros(self.observation_space.shape or (), inner.dtype)
         if self._has_mark:
             self._absorbing_observation[-1] = 1
@@ -120,38 +123,72 @@ class _ShiftAction(gym.ActionWrapper[Any, Any, Any]):
         return action + self._start
 
 
+class _JoinActions(gym.ActionWrapper[Any, Any, Any]):
+    """Lets one MultiDiscrete that starts at 0 stand for a space made of whole numbers."""
+
+    def __init__(self, env: AnyEnv) -> None:
+        super().__init__(env)
+        self.action_space = spaces.MultiDiscrete(_num_choices(env.action_space, env.action_space))
+
+    def action(self, action: Any) -> Any:
+        return _to_own_action(self.env.action_space, iter(np.asarray(action).tolist()))
+
+
+def _num_choices(space: spaces.Space[Any], whole: spaces.Space[Any]) -> list[int]:
+    """Returns how many values each number of an action in `space`, a part of `whole`, can take."""
+    match space:
+        case spaces.Discrete():
+            return [int(space.n)]
+        case spaces.MultiBinary():
+            return [2] * int(np.prod(space.shape))
+        case spaces.MultiDiscrete():
+            return [int(n) for n in space.nvec.ravel()]
+        case spaces.Dict():
+            return [n for part in space.spaces.values() for n in _num_choices(part, whole)]
+        case spaces.Tuple():
+            return [n for part in space.spaces for n in _num_choices(part, whole)]
+    raise ConfigError(
+        f"action space {whole} is not supported: {space} is neither floats nor choices. "
+        "Supported: Box of floats, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of the last three. "
+        "Wrap the environment so that it takes one of these."
+    )
+
+
+def _to_own_action(space: spaces.Space[Any], numbers: Iterator[int]) -> Any:
+    """Returns an action of `space`, made of the next numbers."""
+    match space:
+        case spaces.Dict():
+            return {key: _to_own_action(part, numbers) for key, part in space.spaces.items()}
+        case spaces.Tuple():
+            return tuple(_to_own_action(part, numbers) for part in space.spaces)
+        case spaces.Discrete():
+            return np.int64(next(numbers) + int(space.start))
+    assert isinstance(space, spaces.MultiBinary | spaces.MultiDiscrete), space
+    start = space.start if isinstance(space, spaces.MultiDiscrete) else 0
+    own = list(itertools.islice(numbers, int(np.prod(space.shape))))
+    return (np.reshape(own, space.shape) + start).astype(space.dtype)
+
+
 def standardise_observations(env: AnyEnv) -> AnyEnv:
     """Returns `env` with a Box observation space: float32 of rank 1, or rank 3 as float32 or uint8.
 
-    A Box of rank 3 keeps its shape (an image or a grid) and stays uint8 where it is; every other Box is
-    flattened; Discrete, MultiDiscrete and MultiBinary become one-hot vectors or bits; Dict and Tuple of these
-    become one concatenated vector in gymnasium's order.
+    `convert_space` says what becomes what.
 
     Raises:
         ConfigError: The space holds parts that have no fixed-size vector, such as Text, Graph or Sequence.
     """
-    space = env.observation_space
-    _refuse_unflattenable(space, space)
-    if isinstance(space, spaces.Box) and len(space.shape) == 3:
-        if space.dtype in (np.uint8, np.float32):
-            return env
-        return Standardise(env, _to_float32, _float32_box(space))
-    flat_space = spaces.flatten_space(space)
-    assert isinstance(flat_space, spaces.Box), flat_space
-    if isinstance(space, spaces.Box):
-        if space.dtype == np.float32 and len(space.shape) == 1:
-            return env
-        return Standardise(env, _to_float32_vector, _float32_box(flat_space))
-    return Standardise(
-        env, lambda observation: _to_float32(spaces.flatten(space, observation)), _float32_box(flat_space)
-    )
+    conversion = convert_space(env.observation_space)
+    return env if conversion is None else Standardise(env, conversion.convert, conversion.space)
 
 
 def standardise_actions(env: AnyEnv) -> AnyEnv:
-    """Returns `env` with a Box, MultiDiscrete or zero-based Discrete action space.
+    """Returns `env` with a Box, zero-based Discrete, or zero-based MultiDiscrete action space of rank 1.
+
+    MultiBinary, other MultiDiscrete, and Dict and Tuple of whole numbers, nested too, become one MultiDiscrete: one
+    number for each of theirs, in gymnasium's order.
 
     Raises:
-        ConfigError: The action space is of another type, or a MultiDiscrete that is not a zero-based vector.
+        ConfigError: The action space is of another type.
     """
     space = env.action_space
     if isinstance(space, spaces.Discrete):
@@ -160,10 +197,7 @@ def standardise_actions(env: AnyEnv) -> AnyEnv:
         return env
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
         return env
-    raise ConfigError(
-        f"action space {space} is not supported. Supported: Box of floats, Discrete, MultiDiscrete of rank 1 "
-        "that starts at 0. Wrap the environment so that it takes one of these."
-    )
+    return _JoinActions(env)
 
 
 def stack_atari_frames(env: AnyEnv) -> AnyEnv:
@@ -182,31 +216,6 @@ def stack_atari_frames(env: AnyEnv) -> AnyEnv:
     env = gym.wrappers.FrameStackObservation(env, ATARI_NUM_FRAMES)
     shape = (ATARI_SCREEN_SIZE, ATARI_SCREEN_SIZE, ATARI_NUM_FRAMES)
     return Standardise(env, _channels_last, spaces.Box(0, 255, shape, np.uint8))
-
-
-def _refuse_unflattenable(space: spaces.Space[Any], whole: spaces.Space[Any]) -> None:
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        parts = space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces
-        for part in parts:
-            _refuse_unflattenable(part, whole)
-    elif not isinstance(space, FLATTENABLE):
-        raise ConfigError(
-            f"observation space {whole} is not supported: {type(space).__name__} has no fixed-size vector. Supported: "
-            "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these. Wrap the environment to drop it."
-        )
-
-
-def _float32_box(space: spaces.Box) -> spaces.Box:
-    with np.errstate(over="ignore"):  # A float64 bound beyond float32 means "no bound".
-        return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
-
-
-def _to_float32(observation: Any) -> NDArray[np.float32]:
-    return np.asarray(observation, dtype=np.float32)
-
-
-def _to_float32_vector(observation: Any) -> NDArray[np.float32]:
-    return np.asarray(observation, dtype=np.float32).reshape(-1)
 
 
 def _ram_to_float32(observation: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -5,13 +5,14 @@ choosing queries by it is one of the samplers of Lee et al. 2021, "B-Pref" (arXi
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from themis_ray.data import Query
-from themis_ray.envs import ObservationKind
+from themis_ray.envs import ImagePart, ObservationKind
 
 __all__ = ["distances_to_nearest", "farthest_first", "query_embeddings"]
 
@@ -20,20 +21,24 @@ MAX_NUM_FRAMES = 32
 _MAX_CHUNK_BYTES = 2**25
 
 
-def query_embeddings(queries: Sequence[Query], observation_kind: ObservationKind) -> NDArray[np.float32]:
+def query_embeddings(
+    queries: Sequence[Query], observation_kind: ObservationKind, layout: Sequence[ImagePart] = ()
+) -> NDArray[np.float32]:
     """Returns one embedding per query, the observations of left and then of right, (N, D) float32.
 
     Vectors and grids are flattened as they are, over all steps. Of a segment of images at most 32 evenly spaced frames
     are taken, each as 8 x 8 means over blocks of pixels and all channels: D is then at most 4096 and 10 000 queries
-    take at most 164 MB.
+    take at most 164 MB. The images in mixed observations are treated
+    likewise, all their other numbers as vectors.
 
     Args:
         queries: N queries, all segments of one length and shape.
         observation_kind: What the observations are.
+        layout: Where mixed observations hold images.
     """
     if not queries:
         return np.empty((0, 0), np.float32)
-    embed = _embed_images if observation_kind == "image" else _flatten
+    embed = _embed_images if observation_kind == "image" else partial(_embed_mixed, layout=layout)
     embeddings: dict[str, NDArray[np.float32]] = {}
     for segment in (side for query in queries for side in (query.left, query.right)):
         if segment.id not in embeddings:
@@ -125,6 +130,19 @@ def _row_squares(points: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _flatten(observations: NDArray[Any]) -> NDArray[np.float32]:
     return observations.astype(np.float32, copy=False).reshape(-1)
+
+
+def _embed_mixed(observations: NDArray[Any], layout: Sequence[ImagePart]) -> NDArray[np.float32]:
+    """Returns the block means of the images in (L, D) observations and all their other numbers, flat.
+
+    Without images this is every observation of any shape as it is.
+    """
+    images = [part for part in layout if part.kind == "image"]
+    if not images:
+        return _flatten(observations)
+    means = [_embed_images(observations[:, part.start : part.stop].reshape(-1, *part.shape)) for part in images]
+    rest = np.delete(observations, np.concatenate([np.r_[part.start : part.stop] for part in images]), axis=1)
+    return np.concatenate([*means, _flatten(rest)])
 
 
 def _embed_images(frames: NDArray[Any]) -> NDArray[np.float32]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from themis_ray.data import Segment
 from themis_ray.envs import EnvConfig, find_family, get_env_spec, make_env
-from themis_ray.envs.families import MIN_IMAGE_SIDE
+from themis_ray.envs.observations import MIN_IMAGE_SIDE
 from themis_ray.errors import ConfigError
 
 __all__ = ["FrameRenderer", "check_frames", "segment_frames"]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from themis_ray.data import Query, Segment
-from themis_ray.envs import ObservationKind
+from themis_ray.envs import ImagePart, ObservationKind
 from themis_ray.feedback.coverage import farthest_first, query_embeddings
 from themis_ray.feedback.information import (
     disagreement,
@@ -200,6 +200,7 @@ def choose_queries(
     *,
     labelled: Sequence[Query],
     observation_kind: ObservationKind,
+    layout: Sequence[ImagePart] = (),
     predict_returns: Callable[[Sequence[Segment]], NDArray[np.floating]],
 ) -> list[Query]:
     """Returns min(n, N) of N drawn queries, or of new pairs of their segments, as a sampler picks them.
@@ -213,6 +214,7 @@ def choose_queries(
         rng: The sampler's stream.
         labelled: Queries that are labelled already.
         observation_kind: What the observations are.
+        layout: Where mixed observations hold images.
         predict_returns: Gives (K, S) returns of S segments by the members of the reward ensemble.
     """
     segments = list({side.id: side for query in queries for side in (query.left, query.right)}.values())
@@ -235,8 +237,8 @@ def choose_queries(
     if sampler.needs_embeddings:
         candidates = replace(
             candidates,
-            embeddings=query_embeddings(queries, observation_kind),
-            labelled_embeddings=query_embeddings(labelled, observation_kind),
+            embeddings=query_embeddings(queries, observation_kind, layout),
+            labelled_embeddings=query_embeddings(labelled, observation_kind, layout),
         )
     return [queries[i] for i in sampler.sample(candidates, n, rng)]
 

@@ -61,7 +61,7 @@ class FeedbackConfig(BaseModel):
     segment_length: int | None = Field(
         default=None,
         ge=1,
-        description="Env steps per segment; None: 50, 100 for grids, 25 for images, and at most the horizon.",
+        description="Env steps per segment; None: 50, 100 for grids, 25 with images, and at most the horizon.",
     )
     sampler: str = Field(
         default="disagreement",

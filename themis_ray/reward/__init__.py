@@ -5,7 +5,8 @@ from themis_ray.reward.config import DEFAULT_NUM_EPOCHS, REWARD_MODELS, REWARD_O
 from themis_ray.reward.ensemble import RewardEnsemble, left_probabilities
 from themis_ray.reward.exploration import RunningStd, disagreement_bonus, optimistic_rewards, state_entropy_rewards
 from themis_ray.reward.labels import UnlabelledPairs, unlabelled_pairs
-from themis_ray.reward.networks import EnsembleCNN, EnsembleMLP
+from themis_ray.reward.networks import EnsembleCNN, EnsembleMixed, EnsembleMLP
+from themis_ray.reward.pixels import grid_stride, shrink, shrunk_sides
 from themis_ray.reward.selection import accuracy
 from themis_ray.reward.state import ensemble_state, load_ensemble_state, make_optimizer
 from themis_ray.reward.training import fit
@@ -17,6 +18,7 @@ __all__ = [
     "REWARD_OPTIONS",
     "EnsembleCNN",
     "EnsembleMLP",
+    "EnsembleMixed",
     "ReliabilityCurve",
     "RewardConfig",
     "RewardEnsemble",
@@ -29,11 +31,14 @@ __all__ = [
     "ensemble_state",
     "expected_calibration_error",
     "fit",
+    "grid_stride",
     "left_probabilities",
     "load_ensemble_state",
     "make_optimizer",
     "optimistic_rewards",
     "reliability_curve",
+    "shrink",
+    "shrunk_sides",
     "state_entropy_rewards",
     "unlabelled_pairs",
 ]

@@ -4,12 +4,13 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-DEFAULT_NUM_EPOCHS = {"vector": 50, "grid": 50, "image": 10}
+DEFAULT_NUM_EPOCHS = {"vector": 50, "grid": 50, "image": 10, "mixed": 10}
 
 REWARD_MODELS = {
     "mlp": "vectors: three hidden layers of 256 units over observation and action, all members in one batched product",
     "cnn": "images: three convolutions (16, 32 and 32 filters) as grouped convolutions, then the perceptron",
     "grid": "MiniGrid's 7 x 7 cells: two convolutions of 2 x 2 (16 and 32 filters), then the perceptron",
+    "mixed": "vectors that hold images: for each image convolutions as above, then the perceptron over all parts",
 }
 """Name and one line about each network; which one is used follows from the kind of observation."""
 
@@ -39,7 +40,7 @@ class RewardConfig(BaseModel):
     learning_rate: float = Field(3e-4, gt=0, description="Adam's step size")
     batch_size: PositiveInt = Field(128, description="queries per gradient step")
     num_epochs: PositiveInt | None = Field(
-        None, description="most passes over all preferences in one fit; None: 50, 10 for images"
+        None, description="most passes over all preferences in one fit; None: 50, 10 with images"
     )
     target_accuracy: float = Field(
         0.97, gt=0, le=1, description="a fit stops once the mean training accuracy over members is above this"

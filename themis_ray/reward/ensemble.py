@@ -9,16 +9,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
-from themis_ray.envs import ObservationKind
+from themis_ray.envs import ObservationKind, image_parts, observation_scale
 from themis_ray.errors import ConfigError
 from themis_ray.reward.config import DEFAULT_NUM_EPOCHS, RewardConfig
 from themis_ray.reward.exploration import optimistic_rewards
-from themis_ray.reward.networks import GRID_LAYERS, IMAGE_LAYERS, EnsembleCNN, EnsembleMLP
+from themis_ray.reward.networks import EnsembleCNN, EnsembleMixed, EnsembleMLP, picture_layers
 
 # Rows per forward pass of `predict`. On a CPU the activations of a chunk then stay in the second-level cache.
-_CHUNK_SIZES = {"vector": 1024, "grid": 512, "image": 128}
+_CHUNK_SIZES = {"vector": 1024, "grid": 512, "image": 128, "mixed": 128}
 _CHUNK_FACTOR_GPU = 32
-_GRID_SCALE = 0.1  # MiniGrid's object, colour and state numbers run from 0 to 10
 _MIN_STD = 1e-6
 
 
@@ -26,9 +25,9 @@ class Inputs(NamedTuple):
     """Encoded observations and actions with a common leading shape."""
 
     features: Tensor
-    """(*leading, D) float32: the encoded action, and the observation unless it is convolved."""
+    """(*leading, D) float32: the encoded action, behind what of the observation is not convolved."""
     pixels: Tensor | None
-    """(*leading, H, W, C) in the stored type for images and grids."""
+    """(*leading, H, W, C) in the stored type for images and grids, (*leading, P) for the image parts of a mixed one."""
 
     def gather(self, rows: Tensor) -> "Inputs":
         """Returns the inputs at `rows` (any shape) of the first axis."""
@@ -50,7 +49,8 @@ class RewardEnsemble(nn.Module):
 
     Discrete actions are one-hot, MultiDiscrete actions are concatenated one-hots, Box actions are flattened and
     clipped to [-1, 1], the range in which learners hand them over. Byte observations (Box from 0 to 255) are divided
-    by 255, grids of bytes by 10; anything else is used as it is.
+    by 255, grids of bytes by 10; anything else is used as it is. Each image part of a mixed observation has
+    convolutions of its own.
 
     Its buffers are part of its state: `bonus`, what `normalize_on` found, and what the filter of wrong labels
     remembers from fit to fit.
@@ -71,7 +71,7 @@ class RewardEnsemble(nn.Module):
 
         Raises:
             ConfigError: The action space is not Box, Discrete or MultiDiscrete.
-            ValueError: An image or grid observation does not have three axes.
+            ValueError: An image or grid observation does not have three axes, or a mixed one has no layout.
         """
         super().__init__()
         self.ensemble_size = config.ensemble_size
@@ -83,19 +83,29 @@ class RewardEnsemble(nn.Module):
         self.register_buffer("filter_statistics", torch.tensor([0.0, 1.0, 0.0]))
         num_action_values = _num_action_values(action_space)
         generator = torch.Generator().manual_seed(seed)
-        scale = _observation_scale(observation_space, observation_kind)
-        self.network: EnsembleMLP | EnsembleCNN
+        scale = observation_scale(observation_space, observation_kind)
+        self.network: EnsembleMLP | EnsembleCNN | EnsembleMixed
         if observation_kind == "vector":
             self._feature_scale = scale
             in_features = int(np.prod(self.observation_shape)) + num_action_values
             self.network = EnsembleMLP(in_features, config.hidden_sizes, config.ensemble_size, generator)
+            return
+        if observation_kind == "mixed":
+            layout = image_parts(observation_space)
+            if not layout:
+                raise ValueError(
+                    f"a mixed observation needs a MixedBox, which says where its images are, not {observation_space}"
+                )
+            self._num_pixels = layout[-1].stop
+            in_features = self.observation_shape[0] - self._num_pixels + num_action_values
+            self.network = EnsembleMixed(layout, in_features, config.hidden_sizes, config.ensemble_size, generator)
             return
         if len(self.observation_shape) != 3:
             raise ValueError(f"an {observation_kind} observation has three axes, not shape {self.observation_shape}")
         height, width, channels = self.observation_shape
         self.network = EnsembleCNN(
             (height, width, channels),
-            IMAGE_LAYERS if observation_kind == "image" else GRID_LAYERS,
+            picture_layers(observation_kind, (height, width, channels)),
             scale,
             num_action_values,
             config.hidden_sizes,
@@ -125,13 +135,16 @@ class RewardEnsemble(nn.Module):
     def encode(self, observations: NDArray[Any] | Tensor, actions: NDArray[Any] | Tensor) -> Inputs:
         """Returns network inputs for observations (*leading, *observation_shape) and actions of the same leading shape.
 
-        Differentiable with respect to tensors. Images and grids are not copied and keep their type.
+        Differentiable with respect to tensors. Images and grids, parts too, are not copied and keep their type.
         """
         observation = _as_tensor(observations)
         leading = observation.shape[: observation.ndim - len(self.observation_shape)]
         action = _encode_actions(self.action_space, _as_tensor(actions).reshape(*leading, -1))
         if isinstance(self.network, EnsembleCNN):
             return Inputs(action, observation)
+        if isinstance(self.network, EnsembleMixed):
+            vector = observation[..., self._num_pixels :].float()
+            return Inputs(torch.cat([vector, action], dim=-1), observation[..., : self._num_pixels])
         flat = observation.reshape(*leading, -1).float()
         if self._feature_scale != 1.0:
             flat = flat * self._feature_scale
@@ -235,13 +248,6 @@ def _as_tensor(array: NDArray[Any] | Tensor) -> Tensor:
     if isinstance(array, Tensor):
         return array
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))
-
-
-def _observation_scale(space: gym.spaces.Box, kind: ObservationKind) -> float:
-    if kind == "grid" and space.dtype == np.uint8:
-        return _GRID_SCALE
-    is_bytes = bool(np.all(space.low == 0) and np.all(space.high == 255))
-    return 1.0 / 255.0 if is_bytes else 1.0
 
 
 def _num_action_values(space: gym.Space[Any]) -> int:

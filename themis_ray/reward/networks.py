@@ -3,14 +3,27 @@
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
+from themis_ray.envs import ImagePart
+from themis_ray.reward.pixels import grid_stride, shrink, shrunk_sides
+
 # (filters, kernel, stride) per layer. Images: the Atari torso of Mnih et al. 2015 with fewer filters.
 IMAGE_LAYERS = ((16, 8, 4), (32, 4, 2), (32, 3, 1))
 GRID_LAYERS = ((16, 2, 1), (32, 2, 1))
+
+
+def picture_layers(kind: Literal["image", "grid"], shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], ...]:
+    """Returns (filters, kernel, stride) of each convolution of a picture of shape (height, width, channels)."""
+    if kind == "image":
+        return IMAGE_LAYERS
+    first, *later = GRID_LAYERS
+    stride = grid_stride(*shape[:2])
+    return (first, *((filters, kernel, stride) for filters, kernel, _ in later))
 
 
 def _uniform(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> nn.Parameter:
@@ -54,11 +67,75 @@ class EnsembleMLP(nn.Module):
         return torch.baddbmm(last_bias, hidden, last_weight).squeeze(2).tanh_()
 
 
-class EnsembleCNN(nn.Module):
-    """K independent convolutional networks as grouped convolutions (groups = K) under an `EnsembleMLP` head.
+class EnsembleConvolutions(nn.Module):
+    """The convolutions of K independent networks as grouped convolutions (groups = K).
 
-    Pixels stay in their stored type until they are inside `forward`.
+    Pixels stay in their stored type until they are inside `convolve`. Large pictures are shrunk first (`shrink`).
     """
+
+    def __init__(
+        self,
+        pixel_shape: tuple[int, int, int],
+        layers: Sequence[tuple[int, int, int]],
+        pixel_scale: float,
+        ensemble_size: int,
+        generator: torch.Generator,
+    ) -> None:
+        """Draws every member's weights from `generator`.
+
+        Args:
+            pixel_shape: (height, width, channels) of one picture.
+            layers: (filters, kernel, stride) of each convolution; a kernel is cut to the side it meets.
+            pixel_scale: Factor that every pixel is multiplied by.
+            ensemble_size: K, number of members.
+            generator: Where the initial weights come from; advanced in place.
+        """
+        super().__init__()
+        num_values = math.prod(pixel_shape)
+        height, width = shrunk_sides(*pixel_shape[:2])
+        channels = pixel_shape[2]
+        if (height, width) != pixel_shape[:2]:
+            num_values += height * width * channels
+        self.ensemble_size = ensemble_size
+        self.pixel_scale = pixel_scale
+        self.strides = tuple(stride for _, _, stride in layers)
+        self.filters = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        for num_filters, kernel, stride in layers:
+            kernel_shape = (min(kernel, height), min(kernel, width))
+            fan_in = channels * math.prod(kernel_shape)
+            self.filters.append(_uniform((ensemble_size * num_filters, channels, *kernel_shape), fan_in, generator))
+            self.biases.append(_uniform((ensemble_size * num_filters,), fan_in, generator))
+            height, width = (
+                (side - cut) // stride + 1 for side, cut in zip((height, width), kernel_shape, strict=True)
+            )
+            channels = num_filters
+            num_values += height * width * channels
+        self.num_features = height * width * channels
+        self.values_per_row = num_values
+        """Floats one row of one member holds alive during a forward pass; sizes the micro-batches."""
+
+    def convolve(self, pixels: Tensor) -> Tensor:
+        """Returns features (K, N, F).
+
+        Args:
+            pixels: (N, H, W, C) shared by the members or (K, N, H, W, C) one set per member, any type.
+        """
+        is_shared = pixels.ndim == 4
+        pixels = shrink(pixels)
+        if not is_shared:  # members side by side as channels, while the pixels are still small
+            pixels = torch.cat(pixels.unbind(0), dim=-1)
+        hidden = pixels.float().permute(0, 3, 1, 2)  # seen by torch as channels-last, no copy
+        for index, (weight, bias, stride) in enumerate(zip(self.filters, self.biases, self.strides, strict=True)):
+            groups = 1 if is_shared and index == 0 else self.ensemble_size
+            if index == 0:  # scaling the filters equals scaling the pixels and saves a pass over them
+                weight = weight * self.pixel_scale
+            hidden = F.leaky_relu_(F.conv2d(hidden, weight, bias, stride, groups=groups))
+        return hidden.reshape(len(hidden), self.ensemble_size, -1).transpose(0, 1)
+
+
+class EnsembleCNN(EnsembleConvolutions):
+    """K independent convolutional networks under an `EnsembleMLP` head."""
 
     def __init__(
         self,
@@ -73,35 +150,17 @@ class EnsembleCNN(nn.Module):
         """Draws every member's weights from `generator`.
 
         Args:
-            pixel_shape: (height, width, channels) of one observation.
-            layers: (filters, kernel, stride) of each convolution; a kernel is cut to the side it meets.
-            pixel_scale: Factor that every pixel is multiplied by.
+            pixel_shape: As for `EnsembleConvolutions`.
+            layers: As for `EnsembleConvolutions`.
+            pixel_scale: As for `EnsembleConvolutions`.
             extra_features: Values that join the convolutional features before the head (the encoded action).
             hidden_sizes: Units of each hidden layer of the head.
             ensemble_size: K, number of members.
             generator: Where the initial weights come from; advanced in place.
         """
-        super().__init__()
-        height, width, channels = pixel_shape
-        self.ensemble_size = ensemble_size
-        self.pixel_scale = pixel_scale
-        self.strides = tuple(stride for _, _, stride in layers)
-        self.filters = nn.ParameterList()
-        self.biases = nn.ParameterList()
-        num_values = height * width * channels
-        for num_filters, kernel, stride in layers:
-            kernel_shape = (min(kernel, height), min(kernel, width))
-            fan_in = channels * math.prod(kernel_shape)
-            self.filters.append(_uniform((ensemble_size * num_filters, channels, *kernel_shape), fan_in, generator))
-            self.biases.append(_uniform((ensemble_size * num_filters,), fan_in, generator))
-            height, width = (
-                (side - cut) // stride + 1 for side, cut in zip((height, width), kernel_shape, strict=True)
-            )
-            channels = num_filters
-            num_values += height * width * channels
-        self.head = EnsembleMLP(height * width * channels + extra_features, hidden_sizes, ensemble_size, generator)
-        self.values_per_row = num_values + self.head.values_per_row
-        """Floats one row of one member holds alive during a forward pass; sizes the micro-batches."""
+        super().__init__(pixel_shape, layers, pixel_scale, ensemble_size, generator)
+        self.head = EnsembleMLP(self.num_features + extra_features, hidden_sizes, ensemble_size, generator)
+        self.values_per_row += self.head.values_per_row
 
     def forward(self, pixels: Tensor, features: Tensor) -> Tensor:
         """Returns rewards (K, N).
@@ -110,15 +169,57 @@ class EnsembleCNN(nn.Module):
             pixels: (N, H, W, C) shared by the members or (K, N, H, W, C) one set per member, any type.
             features: (N, D) or (K, N, D), with the leading shape of `pixels`.
         """
-        is_shared = pixels.ndim == 4
-        if not is_shared:  # members side by side as channels, while the pixels are still small
-            pixels = torch.cat(pixels.unbind(0), dim=-1)
-        hidden = pixels.float().permute(0, 3, 1, 2)  # seen by torch as channels-last, no copy
-        for index, (weight, bias, stride) in enumerate(zip(self.filters, self.biases, self.strides, strict=True)):
-            groups = 1 if is_shared and index == 0 else self.ensemble_size
-            if index == 0:  # scaling the filters equals scaling the pixels and saves a pass over them
-                weight = weight * self.pixel_scale
-            hidden = F.leaky_relu_(F.conv2d(hidden, weight, bias, stride, groups=groups))
-        convolved = hidden.reshape(len(hidden), self.ensemble_size, -1).transpose(0, 1)
-        extra = features.expand(self.ensemble_size, *features.shape[-2:])
-        return self.head(torch.cat([convolved, extra], dim=2))  # type: ignore[no-any-return]
+        return self.head(_join([self.convolve(pixels)], features))  # type: ignore[no-any-return]
+
+
+class EnsembleMixed(nn.Module):
+    """K independent networks with convolutions for every image part of a mixed observation, under one head."""
+
+    def __init__(
+        self,
+        layout: Sequence[ImagePart],
+        extra_features: int,
+        hidden_sizes: Sequence[int],
+        ensemble_size: int,
+        generator: torch.Generator,
+    ) -> None:
+        """Draws every member's weights from `generator`.
+
+        Args:
+            layout: The image parts, whose numbers are in the scale of the network.
+            extra_features: Values that join the convolutional features before the head (vector part, encoded action).
+            hidden_sizes: Units of each hidden layer of the head.
+            ensemble_size: K, number of members.
+            generator: Where the initial weights come from; advanced in place.
+        """
+        super().__init__()
+        self.layout = tuple(layout)
+        self.parts = nn.ModuleList(
+            EnsembleConvolutions(part.shape, picture_layers(part.kind, part.shape), 1.0, ensemble_size, generator)
+            for part in self.layout
+        )
+        num_features = sum(part.num_features for part in self._convolutions())
+        self.head = EnsembleMLP(num_features + extra_features, hidden_sizes, ensemble_size, generator)
+        self.values_per_row = sum(part.values_per_row for part in self._convolutions()) + self.head.values_per_row
+        """Floats one row of one member holds alive during a forward pass; sizes the micro-batches."""
+
+    def _convolutions(self) -> Sequence[EnsembleConvolutions]:
+        return cast(Sequence[EnsembleConvolutions], self.parts)
+
+    def forward(self, pixels: Tensor, features: Tensor) -> Tensor:
+        """Returns rewards (K, N).
+
+        Args:
+            pixels: (N, P) or (K, N, P), the flattened image parts one after the other.
+            features: (N, D) or (K, N, D), with the leading shape of `pixels`.
+        """
+        convolved = [
+            convolutions.convolve(pixels[..., part.start : part.stop].reshape(*pixels.shape[:-1], *part.shape))
+            for convolutions, part in zip(self._convolutions(), self.layout, strict=True)
+        ]
+        return self.head(_join(convolved, features))  # type: ignore[no-any-return]
+
+
+def _join(convolved: Sequence[Tensor], features: Tensor) -> Tensor:
+    """Returns (K, N, F + D) of (K, N, F) parts and features (N, D) or (K, N, D)."""
+    return torch.cat([*convolved, features.expand(len(convolved[0]), *features.shape[-2:])], dim=2)

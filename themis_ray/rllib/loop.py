@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ray.rllib.utils.checkpoints import Checkpointable
 
 from themis_ray.data import Choice, EpisodePool, Preference, PreferenceDataset, Query, Segment
-from themis_ray.envs import EnvSpec
+from themis_ray.envs import EnvSpec, image_parts
 from themis_ray.feedback import (
     SAMPLERS,
     choose_queries,
@@ -61,10 +61,10 @@ Phase = Literal["seed", "exploration", "preference"]
 POOL_NUM_ENV_STEPS = 50_000
 SEGMENT_CHUNK_BYTES = 2**26
 NUM_PREDICTED_RETURNS = 10
-NUM_HELDOUT_PAIRS = {"vector": 100, "grid": 100, "image": 20}
+NUM_HELDOUT_PAIRS = {"vector": 100, "grid": 100, "image": 20, "mixed": 20}
 NUM_LOOKS = 20
 MIN_MARGIN = 1e-6
-NUM_LOOK_PAIRS = {"vector": 50, "grid": 50, "image": 10}
+NUM_LOOK_PAIRS = {"vector": 50, "grid": 50, "image": 10, "mixed": 10}
 
 
 class PreferenceLoop(Checkpointable):
@@ -263,6 +263,7 @@ class PreferenceLoop(Checkpointable):
             rng,
             labelled=self._labelled_queries(),
             observation_kind=self.spec.observation_kind,
+            layout=image_parts(self.spec.observation_space),
             predict_returns=self._segment_returns,
         )
 

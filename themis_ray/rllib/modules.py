@@ -18,7 +18,8 @@ from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
-from themis_ray.envs import infer_observation_kind
+from themis_ray.envs import MixedBox, infer_observation_kind, observation_scale
+from themis_ray.reward import grid_stride, shrink, shrunk_sides
 
 __all__ = ["DQNModule", "Encoder", "FrozenPolicy", "PPOModule", "SACModule", "start_from_reference"]
 
@@ -26,23 +27,63 @@ LOG_STD_RANGE = (-20.0, 2.0)
 POLICY_PARTS = ("pi_encoder.", "pi.", "log_std")
 
 
-def _conv_layers(kind: str, channels: int) -> nn.Sequential:
-    """Nature-DQN filters for images; small 2x2 filters for grids such as MiniGrid's 7x7 view."""
+def _conv_layers(kind: str, shape: Sequence[int]) -> tuple[nn.Sequential, int]:
+    """Nature-DQN filters for images; small 2x2 filters for grids such as MiniGrid's 7x7 view.
+
+    A filter is cut to the side it meets.
+
+    Args:
+        kind: "image" or "grid".
+        shape: (height, width, channels) before the picture is shrunk.
+
+    Returns:
+        Layers from (N, channels, shrunk height, shrunk width) to (N, F), and F.
+    """
+    height, width = shrunk_sides(shape[0], shape[1])
+    channels = shape[2]
     if kind == "image":
-        filters = [(channels, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)]
+        filters = [(32, 8, 4), (64, 4, 2), (64, 3, 1)]
     else:
-        filters = [(channels, 16, 2, 1), (16, 32, 2, 1), (32, 64, 2, 1)]
+        stride = grid_stride(height, width)
+        filters = [(16, 2, 1), (32, 2, stride), (64, 2, stride)]
     layers: list[nn.Module] = []
-    for inputs, outputs, size, stride in filters:
-        layers += [nn.Conv2d(inputs, outputs, size, stride), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Flatten())
+    for outputs, size, stride in filters:
+        cut = (min(size, height), min(size, width))
+        layers += [nn.Conv2d(channels, outputs, cut, stride), nn.ReLU()]
+        height, width, channels = (height - cut[0]) // stride + 1, (width - cut[1]) // stride + 1, outputs
+    return nn.Sequential(*layers, nn.Flatten()), height * width * channels
+
+
+class MixedFeatures(nn.Module):
+    """Convolves every image part of mixed observations and puts the vector part behind.
+
+    Args:
+        space: Says where the images are.
+    """
+
+    def __init__(self, space: MixedBox) -> None:
+        super().__init__()
+        self.layout = space.layout
+        parts = [_conv_layers(part.kind, part.shape) for part in self.layout]
+        self.parts = nn.ModuleList(layers for layers, _ in parts)
+        self.num_pixels = space.num_pixels
+        self.output_size = sum(size for _, size in parts) + len(space.low) - self.num_pixels
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Map (N, D) to (N, output_size)."""
+        features = [
+            layers(shrink(observations[:, part.start : part.stop].reshape(-1, *part.shape)).movedim(-1, 1))
+            for layers, part in zip(self.parts, self.layout, strict=True)
+        ]
+        return torch.cat([*features, observations[:, self.num_pixels :]], dim=1)
 
 
 class Encoder(nn.Module):
     """Observation, and optionally an action beside it, to a feature vector.
 
     Args:
-        space: A Box; (D,) vectors of any rank are flattened, (H, W, C) images and grids are convolved.
+        space: A Box; (D,) vectors of any rank are flattened, (H, W, C) images and grids are convolved, and so are the
+            image parts of a MixedBox.
         hidden_sizes: Widths of the fully connected layers.
         action_size: Numbers that are appended to the flattened observation features; 0 for none.
         activation: Layer class between the fully connected layers.
@@ -50,22 +91,23 @@ class Encoder(nn.Module):
 
     def __init__(
         self,
-        space: gym.Space[Any],
+        space: gym.spaces.Box,
         hidden_sizes: Sequence[int],
         action_size: int = 0,
         activation: type[nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
-        assert space.shape is not None
         self.kind = infer_observation_kind(space)
-        self.scale = {"image": 1 / 255, "grid": 1 / 10}.get(self.kind, 1.0)
-        if self.kind == "vector":
-            self.features: nn.Module = nn.Flatten()
+        self.scale = observation_scale(space, self.kind)
+        self.features: nn.Module
+        if isinstance(space, MixedBox):
+            self.features = MixedFeatures(space)
+            size = self.features.output_size
+        elif self.kind == "vector":
+            self.features = nn.Flatten()
             size = int(np.prod(space.shape))
         else:
-            self.features = _conv_layers(self.kind, space.shape[-1])
-            with torch.no_grad():
-                size = self.features(torch.zeros(1, space.shape[-1], *space.shape[:2])).shape[1]
+            self.features, size = _conv_layers(self.kind, space.shape)
         layers: list[nn.Module] = []
         size += action_size
         for hidden in hidden_sizes:
@@ -76,9 +118,10 @@ class Encoder(nn.Module):
 
     def forward(self, observations: Tensor, actions: Tensor | None = None) -> Tensor:
         """Map (N, *observation_shape) and (N, action_size) to (N, output_size)."""
-        x = observations.float()
-        if self.kind != "vector":
-            x = x.mul(self.scale).movedim(-1, 1)
+        if self.kind in ("image", "grid"):
+            x = shrink(observations).float().mul(self.scale).movedim(-1, 1)
+        else:
+            x = observations.float()
         x = self.features(x)
         if actions is not None:
             x = torch.cat([x, actions], dim=1)
@@ -125,13 +168,16 @@ def _orthogonal(layer: nn.Linear, gain: float) -> nn.Linear:
 
 
 class PPOModule(TorchRLModule, ValueFunctionAPI):
-    """Policy and value function with an encoder each (shared for images), for Discrete, MultiDiscrete and Box."""
+    """Policy and value function for Discrete, MultiDiscrete and Box actions.
+
+    They have an encoder each, or one together for images and mixed observations.
+    """
 
     def setup(self) -> None:
         """Build the networks from `model_config`: hidden_sizes, and has_reference for a frozen policy to stay near."""
         hidden_sizes = self.model_config["hidden_sizes"]
         self.pi_encoder = Encoder(self.observation_space, hidden_sizes, activation=nn.Tanh)
-        self.is_shared = self.pi_encoder.kind == "image"
+        self.is_shared = self.pi_encoder.kind in ("image", "mixed")
         if not self.is_shared:
             self.vf_encoder = Encoder(self.observation_space, hidden_sizes, activation=nn.Tanh)
         self.log_std: nn.Parameter | None = None
