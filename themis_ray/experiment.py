@@ -27,7 +27,7 @@ from themis_ray.rllib.process import prepare_process
 from themis_ray.snapshots import check_snapshot, open_snapshot, write_snapshot
 from themis_ray.tracking import RunFolder, make_loggers
 
-__all__ = ["Iteration", "ray_session", "run_experiment", "run_pretraining"]
+__all__ = ["Iteration", "quieten", "ray_session", "run_experiment", "run_pretraining"]
 
 logger = logging.getLogger("themis_ray")
 
@@ -99,7 +99,7 @@ def run_experiment(
         ConfigError: The snapshot or reference to start from does not fit.
         DataError: The stored preferences cannot be read.
     """
-    _quieten()
+    quieten()
     prepare_process()
     seed_python(config.seed)
     with ray_session(), _log_file(folder.path / "run.log"):
@@ -124,7 +124,7 @@ def run_pretraining(config: ExperimentConfig, path: Path) -> Iterator[int]:
         config: Resolved by `themis_ray.config.resolve`.
         path: Where the snapshot goes.
     """
-    _quieten()
+    quieten()
     prepare_process()
     seed_python(config.seed)
     with ray_session():
@@ -296,7 +296,7 @@ def _log_file(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Keep libraries' notices about their own internals off the screen."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("PYTHONWARNINGS", "ignore::DeprecationWarning")

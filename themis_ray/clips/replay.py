@@ -9,7 +9,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from themis_ray.data import Origin, Segment
-from themis_ray.envs import EnvConfig, find_family, make_env
+from themis_ray.envs import EnvConfig, action_names, find_family, make_env
 from themis_ray.errors import DataError
 
 __all__ = ["Replayer", "to_env_action"]
@@ -28,6 +28,13 @@ def to_env_action(action: NDArray[Any], space: spaces.Space[Any]) -> Any:
     return np.clip(space.low + (action + 1.0) * (space.high - space.low) / 2.0, space.low, space.high)
 
 
+def stored_action_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """Returns the space of stored actions: from -1 to 1 for a Box with bounds, else that of the environment."""
+    if not isinstance(space, spaces.Box) or not (space.bounded_below.all() and space.bounded_above.all()):
+        return space
+    return spaces.Box(-1.0, 1.0, space.shape, np.float32)
+
+
 class Replayer:
     """Brings segments back by acting their episodes again, from the reset on, and draws what the agent saw.
 
@@ -41,6 +48,10 @@ class Replayer:
     Args:
         env_config: Where the segments come from.
 
+    Attributes:
+        action_space: What the actions of segments are in.
+        action_names: What its actions are called; None where that is not known.
+
     Raises:
         ConfigError: The environment cannot be made or draws no frames.
     """
@@ -48,7 +59,10 @@ class Replayer:
     def __init__(self, env_config: EnvConfig) -> None:
         self._env = make_env(env_config, render_mode="rgb_array")
         self._id = env_config.id
-        self._is_animated = find_family(env_config.id.rpartition(":")[2]).is_animated
+        family = find_family(env_config.id.rpartition(":")[2])
+        self._is_animated = family.is_animated
+        self.action_space = stored_action_space(self._env.action_space)
+        self.action_names = action_names(self._env, env_config.id, family.name)
         self._origin: Origin | None = None
         self._observation: Any = None
         self._num_steps = 0

@@ -1,5 +1,6 @@
 """What is acted in: environment families, one way to make them, and the wrappers they share."""
 
+from themis_ray.envs.actions import action_names
 from themis_ray.envs.families import FAMILIES, Family, find_family
 from themis_ray.envs.observations import (
     ImagePart,
@@ -24,6 +25,7 @@ __all__ = [
     "MixedBox",
     "ObservationKind",
     "SeedEpisodes",
+    "action_names",
     "find_family",
     "get_env_spec",
     "image_parts",

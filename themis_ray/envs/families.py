@@ -13,7 +13,7 @@ import gymnasium as gym
 
 from themis_ray.envs.display import Renderer
 from themis_ray.envs.seeding import RenewWorld, SeedGoal
-from themis_ray.envs.wrappers import ATARI_FRAME_SKIP, AnyEnv, stack_atari_frames
+from themis_ray.envs.wrappers import ATARI_FRAME_SKIP, AnyEnv, prepare_atari
 
 __all__ = ["FAMILIES", "Family", "find_family"]
 
@@ -118,7 +118,7 @@ def _same_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _atari_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves frame skipping of screens to `stack_atari_frames`, which pools the last two."""
+    """Leaves frame skipping of screens to `prepare_atari`, which pools the last two."""
     return dict(kwargs) if kwargs.get("obs_type") == "ram" else {"frameskip": 1, **kwargs}
 
 
@@ -140,6 +140,7 @@ class Family:
         fixed_horizon: Whether episodes have a fixed horizon unless the config says otherwise.
         find_horizon: The env steps per episode of an environment made without time limit; None where unknown.
         wrappers: Applied in order to a new environment, before observations are standardised.
+        frame_stack: How many images are joined unless the config says otherwise; other observations never are.
         prepare_kwargs: Adds what `wrappers` need to the kwargs of the user.
         register: Called after the import of `module`, for ids that it does not register itself.
         is_animated: Whether frames hold what is no part of the state and moves on with each frame that is drawn, such
@@ -155,6 +156,7 @@ class Family:
     fixed_horizon: bool = True
     find_horizon: Callable[[AnyEnv], int | None] = spec_horizon
     wrappers: tuple[Callable[[AnyEnv], AnyEnv], ...] = ()
+    frame_stack: int = 1
     prepare_kwargs: Callable[[Mapping[str, Any]], dict[str, Any]] = _same_kwargs
     register: Callable[[], None] | None = None
     is_animated: bool = False
@@ -201,7 +203,8 @@ _ROWS = (
         module="ale_py",
         fixed_horizon=False,
         find_horizon=atari_horizon,
-        wrappers=(stack_atari_frames,),
+        wrappers=(prepare_atari,),
+        frame_stack=4,
         prepare_kwargs=_atari_kwargs,
     ),
     Family(

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from themis_ray.envs.display import prepare_drawing, prepare_import
 from themis_ray.envs.families import FAMILIES, NEVER_END_EARLY, Family, find_family
 from themis_ray.envs.observations import ObservationKind, infer_observation_kind
+from themis_ray.envs.options import apply_wrappers, normalize_observations, stack_frames
 from themis_ray.envs.wrappers import AnyEnv, FixedHorizon, standardise_actions, standardise_observations
 from themis_ray.errors import ConfigError, UnknownNameError, lookup
 
@@ -58,6 +59,18 @@ class EnvConfig(BaseModel):
     )
     horizon: int | None = Field(
         default=None, ge=1, description="Most env steps per episode; None: the environment's own limit."
+    )
+    family_wrappers: bool = Field(
+        default=True, description="Whether the family's preparation is applied, such as Atari's gray 84x84 screens."
+    )
+    wrappers: tuple[str, ...] = Field(
+        default=(), description="Import paths module:Name of wrappers that are applied after those of the family."
+    )
+    frame_stack: int | None = Field(
+        default=None, ge=1, description="Observations joined into one; None: 4 for Atari's screens, else 1."
+    )
+    normalize_observations: bool = Field(
+        default=False, description="Whether vectors get mean 0 and standard deviation 1 of a thousand random steps."
     )
 
 
@@ -169,7 +182,7 @@ def _make(config: EnvConfig, render_mode: str | None) -> tuple[AnyEnv, Family, i
     try:
         horizon = family.find_horizon(env) if config.horizon is None else config.horizon
         is_fixed_horizon = family.fixed_horizon if config.fixed_horizon is None else config.fixed_horizon
-        env = standardise_actions(standardise_observations(env))
+        env = _observed(env, config, family)
         if is_fixed_horizon:
             if horizon is None:
                 raise ConfigError(
@@ -186,14 +199,25 @@ def _make(config: EnvConfig, render_mode: str | None) -> tuple[AnyEnv, Family, i
     return env, family, horizon, is_fixed_horizon
 
 
+def _observed(env: AnyEnv, config: EnvConfig, family: Family) -> AnyEnv:
+    """Returns the environment with standard observations and actions, stacked and normalised as asked for."""
+    env = standardise_actions(standardise_observations(env))
+    is_image = infer_observation_kind(env.observation_space) == "image"
+    env = stack_frames(env, config.frame_stack or (family.frame_stack if is_image else 1))
+    if not config.normalize_observations:
+        return env
+    plain = config.model_copy(update={"normalize_observations": False, "fixed_horizon": False})
+    return normalize_observations(env, plain.model_dump_json(), lambda: make_env(plain))
+
+
 def _create(config: EnvConfig, family: Family, target: str | Callable[..., AnyEnv], render_mode: str | None) -> AnyEnv:
     """Makes the environment with its family's wrappers and without a time limit."""
-    kwargs = family.prepare_kwargs(config.kwargs)
+    kwargs = family.prepare_kwargs(config.kwargs) if config.family_wrappers else dict(config.kwargs)
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
     try:
         env = target(**kwargs) if callable(target) else gym.make(target, max_episode_steps=-1, **kwargs)
-        for wrapper in family.wrappers:
+        for wrapper in family.wrappers if config.family_wrappers else ():
             env = wrapper(env)
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise ConfigError(f"environment {config.id!r} needs a package that is not here: {error}") from error
@@ -206,7 +230,7 @@ def _create(config: EnvConfig, family: Family, target: str | Callable[..., AnyEn
         raise ConfigError(
             f"{config.id!r} makes a {type(env).__name__}. Give a class or a function that makes a gymnasium.Env."
         )
-    return env
+    return apply_wrappers(env, config.wrappers)
 
 
 def _find_target(env_id: str) -> tuple[Family, str | Callable[..., AnyEnv]]:

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from themis_ray.envs.observations import MixedBox, convert_space, image_parts
 from themis_ray.errors import ConfigError
 
-__all__ = ["AnyEnv", "FixedHorizon", "stack_atari_frames", "standardise_actions", "standardise_observations"]
+__all__ = ["AnyEnv", "FixedHorizon", "prepare_atari", "standardise_actions", "standardise_observations"]
 
 AnyEnv = gym.Env[Any, Any]
 
 ATARI_SCREEN_SIZE = 84
-ATARI_NUM_FRAMES = 4
 ATARI_FRAME_SKIP = 4
+ATARI_MOST_NOOPS = 30
 
 
 class FixedHorizon(gym.Wrapper[Any, Any, Any, Any]):
@@ -200,11 +200,11 @@ def standardise_actions(env: AnyEnv) -> AnyEnv:
     return _JoinActions(env)
 
 
-def stack_atari_frames(env: AnyEnv) -> AnyEnv:
-    """Returns an `ALE/*` environment with the usual Atari observations.
+def prepare_atari(env: AnyEnv) -> AnyEnv:
+    """Returns an Atari environment with the usual observations, before they are stacked.
 
-    Screens become the last 4 gray frames, (84, 84, 4) uint8, 4 screens apart (Mnih et al. 2015; the end of a
-    life is not the end of an episode). RAM observations, (128,) uint8, become bytes / 255 as float32.
+    Screens become gray, (84, 84) uint8, one for four of them, the brighter pixels of the last two (Mnih et al. 2015;
+    the end of a life is not the end of an episode). RAM observations, (128,) uint8, become bytes / 255 as float32.
 
     Args:
         env: Made with `frameskip=1` unless it observes the RAM.
@@ -212,15 +212,11 @@ def stack_atari_frames(env: AnyEnv) -> AnyEnv:
     if len(env.observation_space.shape or ()) == 1:
         shape = env.observation_space.shape
         return Standardise(env, _ram_to_float32, spaces.Box(0.0, 1.0, shape, np.float32))
-    env = gym.wrappers.AtariPreprocessing(env, frame_skip=ATARI_FRAME_SKIP, screen_size=ATARI_SCREEN_SIZE)
-    env = gym.wrappers.FrameStackObservation(env, ATARI_NUM_FRAMES)
-    shape = (ATARI_SCREEN_SIZE, ATARI_SCREEN_SIZE, ATARI_NUM_FRAMES)
-    return Standardise(env, _channels_last, spaces.Box(0, 255, shape, np.uint8))
+    inner: Any = env.unwrapped
+    # Board games have no "do nothing", with which episodes otherwise begin up to 30 times.
+    most_noops = ATARI_MOST_NOOPS if inner.get_action_meanings()[0] == "NOOP" else 0
+    return gym.wrappers.AtariPreprocessing(env, most_noops, ATARI_FRAME_SKIP, ATARI_SCREEN_SIZE)
 
 
 def _ram_to_float32(observation: NDArray[np.uint8]) -> NDArray[np.float32]:
     return observation.astype(np.float32) / np.float32(255)
-
-
-def _channels_last(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(np.moveaxis(frames, 0, -1))

@@ -20,7 +20,7 @@ __all__ = ["attach_column", "to_chunk", "to_transitions"]
 def to_chunk(episode: SingleAgentEpisode) -> EpisodeChunk:
     """Return the steps of an episode piece of T >= 1 steps; its true rewards are the environment's."""
     num_steps = len(episode)
-    is_first = episode.t_started == 0
+    seed = episode.get_infos(0).get(RESET_SEED) if episode.t_started == 0 else None
     return EpisodeChunk(
         episode_id=episode.id_,
         start_step=episode.t_started,
@@ -29,7 +29,7 @@ def to_chunk(episode: SingleAgentEpisode) -> EpisodeChunk:
         true_rewards=np.asarray(episode.get_rewards(slice(0, num_steps)), np.float32),
         is_done=episode.is_done,
         num_absorbing_steps=_num_absorbing_steps(episode),
-        reset_seed=episode.get_infos(0).get(RESET_SEED) if is_first else None,
+        reset_seed=None if seed is None else int(seed),  # vectors of environments make it a number of numpy's
     )
 
 

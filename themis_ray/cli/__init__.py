@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,11 @@ import click
 import numpy as np
 from gymnasium import spaces
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.table import Table
 
+from themis_ray.cli.clips import clip
+from themis_ray.cli.environments import envs
+from themis_ray.cli.progress import late_progress, progress_bar
 from themis_ray.config import PRESET_DESCRIPTIONS, ExperimentConfig, dump_config, load_config, resolve
 from themis_ray.data import PreferenceDataset
 from themis_ray.data.exchange import ArraySpec, DatasetCounts, EnvLayout, export_dataset, import_dataset
@@ -67,9 +67,6 @@ Examples:
   themis data import pendulum-hub --out datasets/pendulum
   themis data import preferences.pkl --out datasets/pendulum --env Pendulum-v1
 """
-
-# A shorter import or export shows no bar.
-PROGRESS_DELAY_S = 5.0
 
 
 class OneLineErrors(click.Group):
@@ -165,7 +162,7 @@ def pretrain(settings: tuple[str, ...], out: Path | None, debug: bool) -> None:
     prepare_snapshot_folder(path)
     num_env_steps = (config.exploration.num_seed_steps or 0) + config.exploration.num_env_steps
     done = 0
-    with _progress_bar(Console(stderr=True)) as progress:
+    with progress_bar(Console(stderr=True)) as progress:
         task = progress.add_task(config.env.id, total=num_env_steps, status="starting Ray")
         for done in run_pretraining(config, path):
             progress.update(task, completed=done, status="exploring")
@@ -226,7 +223,7 @@ def train_run(config: ExperimentConfig, spec: Any, folder: RunFolder, *, is_resu
     if folder.has_unfinished_line:
         console.print(f"{folder.metrics_path} ends in an unfinished line; it moves to metrics.superseded.jsonl.")
     summary: Mapping[str, Any] = {}
-    with _progress_bar(console) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task(config.env.id, total=config.num_env_steps, status="starting Ray")
         for iteration in run_experiment(config, spec, folder, is_resumed=is_resumed):
             row = iteration.metrics
@@ -237,17 +234,6 @@ def train_run(config: ExperimentConfig, spec: Any, folder: RunFolder, *, is_resu
             if iteration.summary is not None:
                 summary = iteration.summary
     return summary
-
-
-def _progress_bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=24),
-        TaskProgressColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True)),
-        console=console,
-    )
 
 
 def _status(row: Mapping[str, Any], config: ExperimentConfig) -> str:
@@ -337,7 +323,7 @@ def import_command(source: Path, out: Path, format_name: str, env_id: str | None
     """
     del debug
     layout = None if env_id is None else make_env_layout(env_id)
-    with _late_progress(f"import {source}") as report:
+    with late_progress(f"import {source}") as report:
         counts = import_dataset(source, out, format_name, layout, report)
     _print_counts("Imported", counts, out)
 
@@ -350,7 +336,7 @@ def import_command(source: Path, out: Path, format_name: str, env_id: str | None
 def export_command(source: Path, out: Path, format_name: str, debug: bool) -> None:
     """Copy the preferences and segments of a run or dataset for other programs."""
     del debug
-    with _late_progress(f"export {source}") as report:
+    with late_progress(f"export {source}") as report:
         counts = export_dataset(source, out, format_name, report)
     _print_counts("Exported", counts, out)
 
@@ -381,24 +367,6 @@ def make_env_layout(env_id: str) -> EnvLayout:
     )
 
 
-@contextmanager
-def _late_progress(description: str) -> Iterator[Callable[[float], None]]:
-    """Yield a function that takes shares of the work from 0 to 1; a bar appears after `PROGRESS_DELAY_S`."""
-    started = time.monotonic()
-    with ExitStack() as stack:
-        bar: Progress | None = None
-
-        def report(share: float) -> None:
-            nonlocal bar
-            if bar is None and time.monotonic() - started >= PROGRESS_DELAY_S:
-                bar = stack.enter_context(_progress_bar(Console(stderr=True)))
-                bar.add_task(description, total=1.0, status="")
-            if bar is not None:
-                bar.update(bar.task_ids[0], completed=share)
-
-        yield report
-
-
 def _print_counts(verb: str, counts: DatasetCounts, out: Path) -> None:
     choices = ", ".join(f"{num} {choice}" for choice, num in counts.choices.items())
     env_ids = ", ".join(sorted(counts.env_ids))
@@ -410,5 +378,5 @@ def _print_counts(verb: str, counts: DatasetCounts, out: Path) -> None:
     click.echo(f"Folder: {out}")
 
 
-if __name__ == "__main__":
-    main()
+main.add_command(clip)
+main.add_command(envs)

@@ -1,0 +1,172 @@
+"""The list of environments, what is chosen for one, and the proof that all of it works."""
+
+import json
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from gymnasium import spaces
+
+from themis_ray.census import (
+    CHECKS,
+    KNOWN_FAILURES,
+    census_page,
+    check_env,
+    describe_env,
+    explain_setup,
+    open_results,
+    run_checks,
+    status_of,
+    summarise,
+)
+from themis_ray.cli import main
+from themis_ray.config import load_config
+from themis_ray.envs import list_envs
+from themis_ray.errors import DataError
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = __name__
+RESULT = {
+    "id": "CartPole-v1",
+    "family": "classic",
+    "observation": "vector 5",
+    "action": "Discrete 2",
+    "horizon": 500,
+    "is_fixed_horizon": True,
+    "extra": None,
+    "error": None,
+    "failed_check": None,
+    "wall_s": 4.0,
+}
+
+
+class Unseeded(gym.Env):
+    """Draws from a generator that no seed reaches."""
+
+    observation_space = spaces.Box(-10, 10, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+        self.steps = 0
+
+    def observe(self):
+        return np.random.default_rng().normal(size=2).clip(-9, 9).astype(np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return self.observe(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self.observe(), 0.0, self.steps >= 20, False, {}
+
+
+class Leaves(Unseeded):
+    """Ends its process, as a simulator that crashes does."""
+
+    def reset(self, *, seed=None, options=None):
+        import os
+
+        os._exit(3)
+
+
+def envs(*arguments: str):
+    return CliRunner().invoke(main, ["envs", *arguments])
+
+
+def test_a_row_tells_what_an_environment_is_like():
+    assert describe_env("CartPole-v1") == {key: RESULT[key] for key in RESULT if key not in ("failed_check", "wall_s")}
+    assert describe_env("ALE/Pong-v5")["observation"] == "image 84x84x4"
+    assert describe_env("HalfCheetah-v5")["action"] == "Box 6"
+    broken = describe_env("Pusher-v4")
+    assert broken["observation"] is None
+    assert "Pusher-v4" in broken["error"]
+
+
+def test_the_list_as_json_and_as_a_table():
+    rows = json.loads(envs("--family", "classic", "--json", "--jobs", "1").stdout)
+    assert [row["id"] for row in rows] == list_envs("classic")
+    assert all(row["error"] is None and row["horizon"] for row in rows)
+    assert "CartPole-v1" in envs("--family", "classic", "--jobs", "1").stdout
+    wrong = envs("--family", "clasic")
+    assert wrong.exit_code == 2
+    assert "Did you mean 'classic'" in wrong.output
+    assert envs("--jobs", "0", "--family", "classic").exit_code == 2
+
+
+def test_show_names_every_choice_its_reason_and_its_setting():
+    choices = {choice.what: choice for choice in explain_setup(load_config(None, ["env.id=ALE/Pong-v5"]))}
+    assert choices["frame stack"].chosen == "4"
+    assert choices["learner"].chosen == "ppo"
+    assert choices["horizon"].chosen == "27000 env steps"
+    assert all(choice.reason and "." in choice.setting for choice in choices.values())
+    overridden = explain_setup(
+        load_config(
+            None, ["env.id=Pendulum-v1", "env.frame_stack=2", "env.horizon=50", "env.normalize_observations=true"]
+        )
+    )
+    given = {choice.what: choice.reason for choice in overridden}
+    assert given["frame stack"] == given["horizon"] == given["observation normalisation"] == "as given"
+    shown = json.loads(envs("show", "Pendulum-v1", "--json").stdout)
+    assert {row["what"]: row["chosen"] for row in shown}["learner"] == "sac"
+    assert "sac" in envs("show", "Pendulum-v1").stdout
+    assert envs("show", "Pendulumm-v1").exit_code == 2
+
+
+def test_every_setting_that_is_shown_exists():
+    fields = load_config(None, ["env.id=Pendulum-v1"]).model_dump()
+    for choice in explain_setup(load_config(None, ["env.id=CartPole-v1"])):
+        group, name = choice.setting.split(".")
+        assert name in fields[group]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_the_check_proves_finds_faults_survives_a_crash_and_goes_on(tmp_path: Path):
+    path = tmp_path / "results.jsonl"
+    env_ids = ["MiniGrid-Empty-5x5-v0", f"{HERE}:Leaves", f"{HERE}:Unseeded"]
+    results = {result["id"]: result for result in run_checks(env_ids, 1, path)}
+    assert results["MiniGrid-Empty-5x5-v0"]["failed_check"] is None
+    assert results[f"{HERE}:Unseeded"]["failed_check"] == "episode"
+    assert "differs the second time" in results[f"{HERE}:Unseeded"]["error"]
+    assert "exit code 3" in results[f"{HERE}:Leaves"]["error"]
+    assert open_results(path, is_resumed=True) == results
+    done = envs("check", "--ids", ",".join(env_ids), "--out", str(path), "--resume", "--page", str(tmp_path / "p.md"))
+    assert done.exit_code == 1
+    assert "differs the second time" in done.output
+    assert "`MiniGrid-Empty-5x5-v0`" in (tmp_path / "p.md").read_text()
+    kept = envs("check", "--ids", "CartPole-v1", "--out", str(path))
+    assert kept.exit_code == 2
+    assert "--resume" in kept.output
+    assert open_results(path, is_resumed=True) == results
+
+
+def test_half_a_line_is_checked_again_and_a_damaged_file_is_refused(tmp_path: Path):
+    path = tmp_path / "results.jsonl"
+    path.write_text(json.dumps(RESULT) + '\n{"id": "Pend')
+    assert list(open_results(path, is_resumed=True)) == ["CartPole-v1"]
+    assert path.read_text() == json.dumps(RESULT) + "\n"
+    path.write_text("nonsense\n")
+    with pytest.raises(DataError, match="damaged"):
+        open_results(path, is_resumed=True)
+
+
+def test_known_failures_are_told_from_others():
+    known = next(iter(KNOWN_FAILURES)).split("(")[1].split("|")[0] + "-v0"
+    failed = RESULT | {"id": known, "failed_check": "clip", "error": "x"}
+    other = RESULT | {"id": "Pendulum-v1", "failed_check": CHECKS[1], "error": "y"}
+    assert [status_of(row) for row in (RESULT, failed, other)] == ["passed", "known", "failed"]
+    (summary,) = summarise([RESULT, failed, other])
+    assert (summary["checked"], summary["passed"], summary["known"], summary["failed"]) == (3, 1, 1, 1)
+    page = census_page([RESULT, failed, other], {"gymnasium": "1.2.2"})
+    assert "gymnasium 1.2.2" in page
+    assert f"| `{known}` | clip | the constructor" in page
+    assert "| `Pendulum-v1` | episode | y |" in page
+
+
+def test_an_environment_that_cannot_be_made_fails_at_once():
+    result = check_env("Pusher-v4")
+    assert result["failed_check"] == "make"

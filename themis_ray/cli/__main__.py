@@ -1,0 +1,5 @@
+"""`python -m themis_ray.cli`."""
+
+from themis_ray.cli import main
+
+main()
