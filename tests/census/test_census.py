@@ -12,6 +12,7 @@ from gymnasium import spaces
 from themis_ray.census import (
     CHECKS,
     KNOWN_FAILURES,
+    MARKER,
     census_page,
     check_env,
     describe_env,
@@ -23,7 +24,7 @@ from themis_ray.census import (
 )
 from themis_ray.cli import main
 from themis_ray.config import load_config
-from themis_ray.envs import list_envs
+from themis_ray.envs import FAMILIES, find_family, list_envs
 from themis_ray.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,3 +171,29 @@ def test_known_failures_are_told_from_others():
 def test_an_environment_that_cannot_be_made_fails_at_once():
     result = check_env("Pusher-v4")
     assert result["failed_check"] == "make"
+
+
+def committed() -> list[dict]:
+    return [json.loads(line) for line in (ROOT / "docs" / "environments.jsonl").read_text().splitlines()]
+
+
+def test_the_page_is_what_the_committed_results_say():
+    _, marker, page = (ROOT / "docs" / "environments.md").read_text().partition(MARKER)
+    assert marker
+    constraints = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    packages = {name: constraints[name] for name in ("gymnasium", "ale-py", "minigrid", "mujoco", "Box2D")}
+    written = page.strip("\n")
+    assert written == census_page(committed(), {name.lower(): number for name, number in packages.items()}).strip("\n")
+
+
+def test_the_committed_results_are_those_of_today():
+    """Stale: an id was added or taken away, or an environment looks different. Run `themis envs check` again."""
+    results = {result["id"]: result for result in committed()}
+    default = {row.name for row in FAMILIES.values() if row.extra is None}
+    assert set(results) == {env_id for env_id in list_envs() if find_family(env_id).name in default}
+    for env_id in list(results)[::40]:
+        row = describe_env(env_id)
+        assert {key: results[env_id][key] for key in row} == row
+    states = [status_of(result) for result in results.values()]
+    assert states.count("failed") == 0
+    assert states.count("passed") >= 0.95 * len(states)

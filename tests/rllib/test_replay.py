@@ -194,3 +194,12 @@ def test_a_single_row_does_not_follow_itself() -> None:
     returns, last, _ = replay.n_step(np.array([0]), replay.true_rewards, 5, 1.0)
     assert returns[0] == 1
     assert last[0] == 0
+
+
+def test_memory_of_the_replay_has_a_bound() -> None:
+    screens, vectors = Box(0, 255, (84, 84, 4), np.uint8), Box(-1, 1, (17,), np.float32)
+    joints = Box(-1, 1, (6,), np.float32)
+    assert ReplayBuffer.fitting_capacity(1_000_000, 2**33, vectors, joints) == 1_000_000
+    kept = ReplayBuffer.fitting_capacity(1_000_000, 2**33, screens, Discrete(4))
+    assert 150_000 < kept < 2**33 / (2 * 84 * 84 * 4)
+    assert ReplayBuffer.fitting_capacity(5, 10, screens, Discrete(4)) == 1

@@ -3,12 +3,13 @@
 from themis_ray.census.check import CHECKS, check_env, open_results, run_checks, status_of
 from themis_ray.census.known import KNOWN_FAILURES, known_cause
 from themis_ray.census.listing import describe_env, list_rows
-from themis_ray.census.page import census_page, summarise
+from themis_ray.census.page import MARKER, census_page, summarise, write_page
 from themis_ray.census.setup import Choice, explain_setup
 
 __all__ = [
     "CHECKS",
     "KNOWN_FAILURES",
+    "MARKER",
     "Choice",
     "census_page",
     "check_env",
@@ -20,4 +21,5 @@ __all__ = [
     "run_checks",
     "status_of",
     "summarise",
+    "write_page",
 ]

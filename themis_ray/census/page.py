@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from themis_ray.census.check import status_of
 from themis_ray.census.known import known_cause
 from themis_ray.envs import FAMILIES
 
-__all__ = ["census_page", "summarise"]
+__all__ = ["MARKER", "census_page", "summarise", "write_page"]
 
-HEAD = """# Every environment, checked
+MARKER = "<!-- themis envs check writes what follows, from docs/environments.jsonl -->\n"
+HEAD = """## What was checked
 
-`themis envs check` wrote this page. Of every id below it was proved that
+`themis envs check --page` wrote what follows. Of every id below it was proved that
 
 * it is made, reset and stepped, with observations inside their space and nothing that is not a number;
 * 200 steps with the same seed and the same actions are the same twice;
@@ -53,13 +55,13 @@ def census_page(results: Sequence[Mapping[str, Any]], versions: Mapping[str, str
         lines.append("| {family} | {checked} | {passed} | {known} | {failed} |".format(**row))
     broken = [result for result in results if status_of(dict(result)) != "passed"]
     if broken:
-        lines += ["", "## Not passed", "", "| Id | Check | Cause |", "| --- | --- | --- |"]
+        lines += ["", "### Not passed", "", "| Id | Check | Cause |", "| --- | --- | --- |"]
         lines += [
             f"| `{result['id']}` | {result['failed_check']} | {known_cause(result['id']) or result['error']} |"
             for result in broken
         ]
     for row in rows:
-        lines += ["", f"## {row['family']}", "", FAMILIES[row["family"]].description + ".", ""]
+        lines += ["", f"### `{row['family']}`", "", FAMILIES[row["family"]].description + ".", ""]
         lines += ["| Id | Observation | Actions | Horizon |", "| --- | --- | --- | --- |"]
         lines += [
             f"| `{result['id']}` | {result['observation']} | {result['action']} | {_horizon(result)} |"
@@ -67,6 +69,12 @@ def census_page(results: Sequence[Mapping[str, Any]], versions: Mapping[str, str
             if (result["family"] or "other") == row["family"] and result["observation"]
         ]
     return "\n".join(lines) + "\n"
+
+
+def write_page(path: Path, page: str) -> None:
+    """Writes the page, below the line of a file that says so where there is one."""
+    before, marker, _ = path.read_text().partition(MARKER) if path.exists() else ("", "", "")
+    path.write_text(f"{before}{marker}\n{page}" if marker else page)
 
 
 def _horizon(result: Mapping[str, Any]) -> str:

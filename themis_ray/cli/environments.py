@@ -19,6 +19,7 @@ from themis_ray.census import (
     run_checks,
     status_of,
     summarise,
+    write_page,
 )
 from themis_ray.cli.progress import late_progress, progress_bar
 from themis_ray.config import load_config
@@ -142,7 +143,7 @@ def check(
     chosen = [results[env_id] for env_id in env_ids]
     _print_summary(chosen)
     if page is not None:
-        page.write_text(census_page(list(results.values()), _versions()))
+        write_page(page, census_page(list(results.values()), package_versions()))
     if any(status_of(result) == "failed" for result in chosen):
         context.exit(1)
 
@@ -167,7 +168,8 @@ def _checked_jobs(jobs: int) -> int:
     return jobs
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that environments come from, of those that are installed."""
     found = {}
     for name in (*PACKAGES, *EXTRA_PACKAGES):
         try:

@@ -22,6 +22,9 @@ NUM_PROBED_EPISODES = 8
 # A Blackjack episode ends by itself: 20 hits on the smallest hand exceed 21. The cliff walks have no limit at all.
 TOY_HORIZONS = {"Blackjack-v1": 20, "CliffWalking-v1": 200, "CliffWalkingSlippery-v1": 200}
 
+# For those that name no limit: most tasks of dm_control last so long, and 200 decisions drive past all there is.
+DM_CONTROL_HORIZON, HIGHWAY_HORIZON = 1000, 200
+
 # Episodes of these ids last until the time limit whatever the policy does, so nothing has to be added at their end.
 NEVER_END_EARLY = re.compile(
     r"(Pendulum|HalfCheetah|Reacher|Pusher|Swimmer|HumanoidStandup)-v\d+|(Fetch|HandManipulate|HandReach)\w+-v\d+"
@@ -75,13 +78,16 @@ def atari_horizon(env: AnyEnv) -> int | None:
 
 
 def dm_control_horizon(env: AnyEnv) -> int | None:
-    """Returns the limit of a suite task in steps, or that of a locomotion task in seconds over a step's seconds."""
+    """Returns the limit of a suite task in steps, or that of a locomotion task in seconds over a step's seconds.
+
+    The two LQR tasks have none and get that of the others.
+    """
     inner: Any = env.unwrapped
     task: Any = inner._env  # shimmy has no public way to it
     steps = vars(task).get("_step_limit")
     if steps is None:  # locomotion
         steps = task._time_limit / task.control_timestep()
-    return math.ceil(float(steps)) if math.isfinite(steps) else None
+    return math.ceil(float(steps)) if math.isfinite(steps) else DM_CONTROL_HORIZON
 
 
 def metaworld_horizon(env: AnyEnv) -> int | None:
@@ -91,9 +97,10 @@ def metaworld_horizon(env: AnyEnv) -> int | None:
 
 
 def highway_horizon(env: AnyEnv) -> int | None:
-    """Returns the seconds of an episode times decisions per second."""
+    """Returns the seconds of an episode times decisions per second, 200 decisions where it names no seconds."""
     inner: Any = env.unwrapped
-    return math.ceil(float(inner.config["duration"] * inner.config["policy_frequency"]))
+    seconds = inner.config.get("duration")
+    return HIGHWAY_HORIZON if seconds is None else math.ceil(float(seconds * inner.config["policy_frequency"]))
 
 
 def register_metaworld_tasks() -> None:

@@ -32,7 +32,8 @@ MUJOCO_PY_IDS = (
 NOT_MAKEABLE = re.compile(
     r"(phys2d|tabular)/.+|GymV\d+Environment-v0|Pusher-v4|MiniGrid-WFC-.+|"
     + MUJOCO_PY_IDS
-    + r"|Fetch\w+-v1|Hand(Manipulate|Reach)\w*-v0|Meta-World/(M[TL]\d+.*|custom-.+|goal_.+)"
+    + r"|Fetch\w+-v1|Hand(Manipulate|Reach)\w*-v0|dm_control/compatibility-env-v0"
+    + r"|Meta-World/(M[TL]\d+.*|custom-.+|goal_.+)"
 )
 
 # Published true-reward returns of trained agents, deterministic policy: (mean return, where it comes from). All from

@@ -1,5 +1,12 @@
 """How the loop plugs into RLlib: algorithms, networks, replay, and the reward model as an actor."""
 
+# ruff: noqa: E402  (the display first)
+
+from themis_ray.envs.display import prepare_import
+
+# RLlib imports dm_control where it is installed, and that decides at its import how frames are drawn.
+prepare_import("mujoco")
+
 from themis_ray.rllib.algorithms import build_algorithm_config
 from themis_ray.rllib.cpl import PreferenceCPL, check_cpl, open_preferences
 from themis_ray.rllib.evaluation import deterministic_policy, evaluate, random_policy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,11 @@ from themis_ray.rllib.settings import MAX_STEPS_BETWEEN_REPORTS, LoopSettings, r
 
 __all__ = ["PreferenceDQN", "PreferenceDQNConfig", "PreferenceSAC", "PreferenceSACConfig"]
 
+logger = logging.getLogger("themis_ray")
+
+# All of a million transitions of vectors and 150 000 of Atari's stacked screens fit.
+MAX_REPLAY_BYTES = 2**33
+
 
 class ReplayAlgorithm(PreferenceAlgorithm):
     """What SAC and DQN share: flat replay with both rewards, and updates in one call per sampling round."""
@@ -31,7 +37,14 @@ class ReplayAlgorithm(PreferenceAlgorithm):
     _pending: tuple[list[Any], Transitions, PendingPrediction | None] | None = None
 
     def _make_replay(self, settings: LoopSettings, spec: EnvSpec) -> ReplayBuffer:
-        capacity = min(required(settings.algorithm.replay_capacity), settings.num_env_steps + MAX_STEPS_BETWEEN_REPORTS)
+        asked = min(required(settings.algorithm.replay_capacity), settings.num_env_steps + MAX_STEPS_BETWEEN_REPORTS)
+        capacity = ReplayBuffer.fitting_capacity(asked, MAX_REPLAY_BYTES, spec.observation_space, spec.action_space)
+        if capacity < asked:
+            logger.warning(
+                "%s: %d transitions would take more than %d GiB, so %d are kept. Set algorithm.replay_capacity to keep "
+                "fewer.",
+                *(spec.id, asked, MAX_REPLAY_BYTES // 2**30, capacity),
+            )
         return ReplayBuffer(capacity, spec.observation_space, spec.action_space)
 
     @property

@@ -69,6 +69,15 @@ class ReplayBuffer:
         self.predicted_rewards = np.zeros(capacity, np.float32)
         self.terminated = np.zeros(capacity, np.float32)
 
+    @classmethod
+    def fitting_capacity(
+        cls, capacity: int, max_bytes: int, observation_space: gym.Space[Any], action_space: gym.Space[Any]
+    ) -> int:
+        """Return `capacity`, or as many transitions as `max_bytes` hold where these are fewer, but one at least."""
+        one = cls(1, observation_space, action_space)
+        num_bytes: int = sum(getattr(one, name).nbytes for name in cls._COLUMNS)
+        return min(capacity, max(1, max_bytes // num_bytes))
+
     def add(self, transitions: Transitions, predicted_rewards: NDArray[np.float32]) -> None:
         """Append N <= capacity transitions with their predicted rewards, shape (N,)."""
         rows = (self._position + np.arange(len(transitions))) % self.capacity
