@@ -5,13 +5,15 @@ import pickle
 import numpy as np
 import pytest
 from gymnasium import spaces
+from lantern import LANTERN, lantern_segment
 from ray.rllib.utils.spaces.space_utils import unsquash_action
+from recording import record
 
-from themis_ray.clips import Replayer
+from themis_ray.clips import Replayer, check_drawing
 from themis_ray.clips.replay import to_env_action
-from themis_ray.data import EpisodeChunk, EpisodePool, Origin, Segment
-from themis_ray.envs import RESET_SEED, EnvConfig, SeedEpisodes, make_env
-from themis_ray.errors import DataError
+from themis_ray.data import Origin, Segment
+from themis_ray.envs import EnvConfig
+from themis_ray.errors import ConfigError, DataError
 
 # One of each family of the default install and how many steps are recorded; episodes that end early come first.
 RECORDED = {
@@ -32,31 +34,6 @@ RECORDED = {
 }
 
 
-def record(config: EnvConfig, num_env_steps: int) -> tuple[EpisodePool, dict[str, list[np.ndarray]]]:
-    """Acts at random and keeps every frame, as RLlib would see them: actions as a policy gives them."""
-    env = SeedEpisodes(make_env(config, render_mode="rgb_array"))
-    pool, frames, rng = EpisodePool(config.id, num_env_steps), {}, np.random.default_rng(0)
-    observation, info = env.reset(seed=1)
-    steps, seed = [], info[RESET_SEED]
-    for step in range(num_env_steps):
-        frames.setdefault(str(seed), []).append(env.render())
-        if isinstance(env.action_space, spaces.Box):
-            action = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
-        else:
-            action = rng.integers(env.action_space.n)
-        following, reward, terminated, truncated, info = env.step(to_env_action(action, env.action_space))
-        steps.append((observation, action, reward))
-        observation = following
-        if terminated or truncated or step == num_env_steps - 1:
-            observations, actions, rewards = (np.stack(column) for column in zip(*steps, strict=True))
-            is_done = bool(terminated or truncated)
-            pool.add(EpisodeChunk(str(seed), 0, observations, actions, rewards, is_done, 0, seed))
-            observation, info = env.reset()
-            steps, seed = [], info[RESET_SEED]
-    env.close()
-    return pool, frames
-
-
 @pytest.mark.parametrize("env_id", RECORDED)
 def test_replayed_frames_equal_recorded_ones(env_id: str) -> None:
     config = EnvConfig(id=env_id)
@@ -69,6 +46,72 @@ def test_replayed_frames_equal_recorded_ones(env_id: str) -> None:
         stop = segment.start_step + len(segment)
         np.testing.assert_array_equal(drawn, np.stack(frames[segment.episode_id][segment.start_step : stop]))
         assert drawn.std() > 0
+
+
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "LunarLander-v3"])
+def test_chosen_steps_are_those_of_the_whole(env_id: str) -> None:
+    """Also where sparks move on with every frame, and where the next segment goes on from the last chosen step."""
+    config = EnvConfig(id=env_id)
+    pool, frames = record(config, 200)
+    segments = sorted(pool.sample_segments(6, 12, np.random.default_rng(3)), key=lambda segment: segment.start_step)
+    with Replayer(config) as replayer:
+        for segment in segments:
+            recorded = frames[segment.episode_id]
+            expected = [recorded[segment.start_step + step] for step in (7, 0, 3, 3)]
+            np.testing.assert_array_equal(replayer.frames(segment, [7, 0, 3, 3]), np.stack(expected))
+
+
+@pytest.mark.parametrize("steps", [[], [-1], [0, 5]])
+def test_steps_that_are_not_there_are_refused(steps: list[int]) -> None:
+    with Replayer(LANTERN) as replayer, pytest.raises(ValueError, match="steps must be from 0 to 4"):
+        replayer.frames(lantern_segment(1, np.zeros(5)), steps)
+
+
+def test_every_step_up_to_the_last_chosen_one_is_checked() -> None:
+    honest = lantern_segment(1, np.zeros(5))
+    observations = honest.observations.copy()
+    observations[2] += 1
+    forged = Segment.create(LANTERN.id, "e", 0, observations, honest.actions, honest.true_rewards, honest.origin)
+    with Replayer(LANTERN) as replayer:
+        assert len(replayer.frames(forged, [0, 1])) == 2
+        with pytest.raises(DataError, match="step 2 of its episode looks different"):
+            replayer.frames(forged, [0, 4])
+
+
+def test_episodes_of_one_seed_that_act_differently_are_told_apart() -> None:
+    pool, frames = record(EnvConfig(id="Pendulum-v1"), 60)
+    first, later = (next(s for s in pool.sample_segments(200, 5, np.random.default_rng(0)) if s.start_step in steps)
+                    for steps in ([0], range(10, 20)))  # fmt: skip
+    assert first.origin is not None
+    with Replayer(EnvConfig(id="Pendulum-v1")) as replayer:
+        observation = first.observations[:1]
+        other = Segment.create(
+            first.env_id, "other", 0, observation, -first.actions[:1], first.true_rewards[:1], first.origin
+        )
+        replayer.frames(other)
+        start = later.start_step
+        np.testing.assert_array_equal(replayer.frames(later), frames[later.episode_id][start : start + 5])
+
+
+@pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "ALE/Pong-v5", "LunarLander-v3", LANTERN.id])
+def test_environments_that_draw_are_accepted(env_id: str) -> None:
+    check_drawing(EnvConfig(id=env_id))
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("nothing", r"draws object \(\)\. A clip needs"),
+        ("gray", r"draws uint8 \(8, 8\)\. A clip needs"),
+        ("brightness", r"draws float32 \(8, 8, 3\)\. A clip needs"),
+        ("broken", r"draws no frames \(RuntimeError: no display\)"),
+        ("in the dark", r"draws no frames \(RuntimeError: no reset\)"),
+    ],
+)
+def test_environments_that_draw_no_frames_are_refused_in_one_line(fault: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"{LANTERN.id} {message}") as raised:
+        check_drawing(EnvConfig(id=LANTERN.id, kwargs={"fault": fault}))
+    assert "\n" not in str(raised.value)
 
 
 def a_segment() -> Segment:

@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lantern import LANTERN, lantern_segment
 
 from themis_ray.data import Choice, Query, Segment
-from themis_ray.envs import EnvConfig
 from themis_ray.feedback import TEACHERS, Teacher, TeacherConfig, make_teacher
 
-# Of images frames are drawn, for the teacher that looks at them.
-ENV = EnvConfig(id="CarRacing-v3")
 NO_RETURNS = (np.empty(0, np.float64), np.empty(0, np.int64))
 SOME_RETURNS = (np.array([-30.0, 12.0]), np.array([20, 40]))
 POSITIVE_RETURNS = (np.array([30.0, 12.0]), np.array([20, 40]))
@@ -87,15 +85,13 @@ def _no_proxy() -> Iterator[None]:
 
 
 def make_queries(num_queries: int, seed: int = 0, length: int = 6) -> list[Query]:
-    """Returns queries of random rewards, whose sum is written into the pixels too."""
+    """Returns queries of random rewards, whose sum is to be seen too, for the teacher that looks at frames."""
     rng = np.random.default_rng(seed)
 
     def segment() -> Segment:
         rewards = rng.normal(size=length).astype(np.float32)
         number = int((rewards.sum(dtype=np.float64) + 100.0) * 2**16)
-        observations = np.zeros((length, 36, 36, 3), np.uint8)
-        observations[:] = (number >> 16, number >> 8 & 255, number & 255)
-        return Segment.create(ENV.id, "e", 0, observations, np.zeros((length, 1), np.float32), rewards)
+        return lantern_segment(number, rewards)
 
     return [Query(segment(), segment()) for _ in range(num_queries)]
 
@@ -107,7 +103,7 @@ def make(name: str, seer_url: str, is_sure: bool = False) -> Teacher:
         config = config.model_copy(update={"url": seer_url})
     elif is_sure and config.kind == "synthetic":
         config = config.model_copy(update={"eps_mistake": 0.0, "beta": -1.0})
-    return make_teacher(config, ENV)
+    return make_teacher(config, LANTERN)
 
 
 def answer(teacher: Teacher, queries: list[Query], seed: int = 0, returns=NO_RETURNS) -> list[Choice]:

@@ -7,12 +7,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import cv2
 import numpy as np
+from lantern import LANTERN, lantern_segment
 
 from themis_ray.data import Choice, Query, Segment
-from themis_ray.envs import EnvConfig
 from themis_ray.feedback import TeacherConfig, make_teacher
 
-ENV = EnvConfig(id="CarRacing-v3")
 KEY = "sk-secret-0123456789"
 NO_RETURNS = (np.empty(0, np.float64), np.empty(0, np.int64))
 PRICES = {"price_per_1k_input_tokens": 1.0, "price_per_1k_output_tokens": 4.0}
@@ -99,11 +98,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def segment(brightness: int, length: int = 12) -> Segment:
-    """A clip that becomes darker step by step."""
-    observations = np.zeros((length, 36, 40, 3), np.uint8)
-    observations[..., 0] = brightness
-    observations[..., 1] = np.arange(length)[:, None, None]
-    return Segment.create(ENV.id, "e", 0, observations, np.zeros((length, 1), np.float32), np.zeros(length))
+    """A red clip of this brightness."""
+    return lantern_segment(brightness << 16, np.zeros(length))
 
 
 def make_queries(n: int) -> tuple[list[Query], list[Choice]]:
@@ -117,7 +113,7 @@ def make_queries(n: int) -> tuple[list[Query], list[Choice]]:
 
 def judge(server: FakeEndpoint, cache_path=None, **settings):
     settings = {"model": "seer", "prompt": "Be bright.", "url": server.url, **settings}
-    return make_teacher(TeacherConfig(kind="judge", **settings), ENV, cache_path)
+    return make_teacher(TeacherConfig(kind="judge", **settings), LANTERN, cache_path)
 
 
 def ask(teacher, queries, seed: int = 0) -> list[Choice]:

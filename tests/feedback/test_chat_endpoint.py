@@ -126,7 +126,7 @@ def test_one_question_that_is_lost_is_skipped_and_told(server, caplog, tmp_path)
     queries, expected = make_queries(4)
 
     def reply(server, request):
-        is_third = clips_of(request["body"])[0][0][0, 0, 0] == queries[2].left.observations[0, 0, 0, 0]
+        is_third = clips_of(request["body"])[0][0][0, 0, 0] == queries[2].left.observations[0, 0]
         return (500, "oops", {}) if is_third else by_brightness(server, request)
 
     server.reply = reply

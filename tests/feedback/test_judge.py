@@ -2,17 +2,21 @@
 
 import json
 import logging
+import pickle
 import threading
 import time
 
 import numpy as np
 import pytest
-from chat_server import ENV, KEY, USAGE, ask, by_brightness, choose, clips_of, completion, judge, make_queries, segment
+from chat_server import KEY, USAGE, ask, by_brightness, choose, clips_of, completion, judge, make_queries, segment
+from lantern import LANTERN, lantern_frame
+from recording import record
 
 from themis_ray.data import Choice, Query
 from themis_ray.envs import EnvConfig
-from themis_ray.errors import ConfigError, TeacherError
-from themis_ray.feedback import TeacherConfig, check_teacher, make_teacher, segment_frames
+from themis_ray.errors import ConfigError, DataError, TeacherError
+from themis_ray.feedback import TeacherConfig, check_teacher, make_teacher
+from themis_ray.feedback import judge as judge_module
 from themis_ray.feedback.judge import read_choice
 
 # ---------------------------------------------------------------- what is sent
@@ -33,7 +37,47 @@ def test_the_request_is_the_protocols(server):
     clips = clips_of(request["body"])
     for side, clip in zip((query.left, query.right), clips, strict=True):
         # 4 of 12 steps, the first and the last among them: 0, 3.67, 7.33, 11.
-        np.testing.assert_array_equal(clip, segment_frames(side, ENV)[[0, 4, 7, 11]])
+        np.testing.assert_array_equal(clip, [lantern_frame(int(side.episode_id), step) for step in (0, 4, 7, 11)])
+
+
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "FrozenLake-v1"])
+def test_the_model_sees_what_the_agent_saw(server, env_id):
+    config = EnvConfig(id=env_id)
+    pool, frames = record(config, 60)
+    settings = {"kind": "judge", "model": "seer", "prompt": "p", "url": server.url, "num_frames": 3}
+    queries = pool.sample_queries(3, 9, np.random.default_rng(0))
+    ask(make_teacher(TeacherConfig(**settings, max_concurrency=1), config), queries)
+    for query, request in zip(queries, server.requests, strict=True):
+        for side, clip in zip((query.left, query.right), clips_of(request["body"]), strict=True):
+            expected = [frames[side.episode_id][side.start_step + step] for step in (0, 4, 8)]
+            np.testing.assert_array_equal(clip, expected)
+
+
+def test_a_segment_without_an_origin_is_shown_to_nobody(server):
+    strangers = pickle.loads(pickle.dumps((segment(1), segment(2))))
+    with pytest.raises(DataError, match="has no origin"):
+        ask(judge(server), [Query(*strangers)])
+    assert not server.requests
+
+
+def test_the_simulator_is_made_for_questions_only_and_closed_after_them(server, monkeypatch):
+    told = []
+
+    class Listened(judge_module.Replayer):
+        def __init__(self, config):
+            told.append("made")
+            super().__init__(config)
+
+        def close(self):
+            told.append("closed")
+            super().close()
+
+    monkeypatch.setattr(judge_module, "Replayer", Listened)
+    teacher, queries = judge(server), make_queries(2)[0]
+    assert told == []
+    ask(teacher, queries)
+    ask(teacher, queries)  # Already answered.
+    assert told == ["made", "closed"]
 
 
 @pytest.mark.parametrize(("length", "num_frames", "expected"), [(3, 6, 3), (12, 6, 6), (12, 1, 1)])
@@ -213,11 +257,11 @@ def test_the_key_is_in_no_log_and_no_settings(server, caplog, tmp_path):
         (500, f"your key {KEY} is fine", {}) if request["number"] == 0 else completion("?")
     )
     config = TeacherConfig(kind="judge", model="seer", prompt="p", url=server.url, max_retries=1)
-    teacher = make_teacher(config, ENV, tmp_path / "answers.jsonl")
+    teacher = make_teacher(config, LANTERN, tmp_path / "answers.jsonl")
     ask(teacher, make_queries(3)[0])
     server.reply = lambda server, request: (503, f"{KEY}", {})
     with pytest.raises(TeacherError) as raised:
-        ask(make_teacher(config, ENV, None), make_queries(2)[0])
+        ask(make_teacher(config, LANTERN, None), make_queries(2)[0])
     for text in (
         caplog.text,
         str(raised.value),
@@ -246,14 +290,14 @@ def test_a_key_is_asked_for_before_the_run(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     settings = {"kind": "judge", "model": "seer", "prompt": "p"}
     with pytest.raises(ConfigError, match=r"OPENAI_API_KEY is not set.*teacher.api_key_env"):
-        check_teacher(TeacherConfig(**settings, url="https://example.com/v1"), ENV)
-    check_teacher(TeacherConfig(**settings, url="https://example.com/v1", api_key_env=None), ENV)
-    check_teacher(TeacherConfig(**settings, url="http://localhost:8000/v1"), ENV)
+        check_teacher(TeacherConfig(**settings, url="https://example.com/v1"), LANTERN)
+    check_teacher(TeacherConfig(**settings, url="https://example.com/v1", api_key_env=None), LANTERN)
+    check_teacher(TeacherConfig(**settings, url="http://localhost:8000/v1"), LANTERN)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    check_teacher(TeacherConfig(**settings, url="https://example.com/v1"), ENV)
+    check_teacher(TeacherConfig(**settings, url="https://example.com/v1"), LANTERN)
 
 
 def test_environments_without_frames_are_refused_before_the_run():
     config = TeacherConfig(kind="judge", model="seer", prompt="p", url="http://localhost:8000/v1")
-    with pytest.raises(ConfigError, match="frames of LunarLander-v3 cannot be drawn"):
-        check_teacher(config, EnvConfig(id="LunarLander-v3"))
+    with pytest.raises(ConfigError, match="lantern:Lantern draws no frames"):
+        check_teacher(config, EnvConfig(id=LANTERN.id, kwargs={"fault": "broken"}))

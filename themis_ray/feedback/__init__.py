@@ -2,7 +2,6 @@
 
 from themis_ray.feedback.coverage import distances_to_nearest, farthest_first, query_embeddings
 from themis_ray.feedback.evaluators import judge_steps, open_demonstrations, rate_segments
-from themis_ray.feedback.frames import FrameRenderer, segment_frames
 from themis_ray.feedback.information import (
     disagreement,
     entropy,
@@ -41,7 +40,6 @@ __all__ = [
     "BPrefTeacher",
     "Candidates",
     "FeedbackConfig",
-    "FrameRenderer",
     "RecentReturns",
     "Sampler",
     "SamplerSpec",
@@ -65,7 +63,6 @@ __all__ = [
     "queries_due",
     "query_embeddings",
     "rate_segments",
-    "segment_frames",
     "session_plan",
     "swiss_pairs",
     "value_of_information",

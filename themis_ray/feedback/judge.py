@@ -25,11 +25,11 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from themis_ray.clips import Replayer, replay_order
 from themis_ray.data import Choice, Query, Segment
 from themis_ray.envs import EnvConfig
 from themis_ray.errors import DataError, TeacherError
 from themis_ray.feedback.chat_endpoint import CallBudget, ChatEndpoint, Message, Reply
-from themis_ray.feedback.frames import FrameRenderer
 from themis_ray.feedback.teachers import RecentReturns, agreed, mirrored
 
 __all__ = ["AnswerCache", "JudgeParameters", "JudgeTeacher", "read_choice"]
@@ -216,7 +216,7 @@ class JudgeTeacher:
             self.budget,
             (parameters.price_per_1k_input_tokens or 0.0, parameters.price_per_1k_output_tokens or 0.0),
         )
-        self._renderer = FrameRenderer(env_config)
+        self._env_config = env_config
         self._is_limit_told = False
 
     def answer(
@@ -226,8 +226,8 @@ class JudgeTeacher:
 
         Raises:
             TeacherError: The endpoint refuses, or answers nothing at all.
-            ConfigError: Frames of the environment cannot be drawn.
-            DataError: Answers cannot be written to their file.
+            ConfigError: The environment cannot be made to draw frames.
+            DataError: A segment cannot be replayed, or answers cannot be written to their file.
         """
         del returns, feedback_session
         if not queries:
@@ -322,13 +322,20 @@ class JudgeTeacher:
             )
 
     def _encode_clips(self, questions: list[Query]) -> dict[str, list[str]]:
-        """Returns PNG data URLs of evenly spaced frames of each segment, by its id."""
-        segments = {segment.id: segment for query in questions for segment in (query.left, query.right)}
-        return {segment_id: self._encode_clip(segment) for segment_id, segment in segments.items()}
+        """Returns PNG data URLs of evenly spaced frames of each segment, by its id.
 
-    def _encode_clip(self, segment: Segment) -> list[str]:
+        All are drawn here, in the thread that asks, and the simulator is there only while they are.
+        """
+        segments = {segment.id: segment for query in questions for segment in (query.left, query.right)}
+        with Replayer(self._env_config) as replayer:
+            return {
+                segment.id: self._encode_clip(segment, replayer)
+                for segment in sorted(segments.values(), key=replay_order)
+            }
+
+    def _encode_clip(self, segment: Segment, replayer: Replayer) -> list[str]:
         steps = np.linspace(0, len(segment) - 1, min(self.parameters.num_frames, len(segment))).round().astype(np.int64)
-        return [_png_url(frame) for frame in self._renderer.frames(segment, steps.tolist())]
+        return [_png_url(frame) for frame in replayer.frames(segment, steps.tolist())]
 
 
 def make_messages(prompt: str, left: list[str], right: list[str]) -> list[Message]:

@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from themis_ray.envs import EnvConfig
 from themis_ray.errors import ConfigError, lookup
-from themis_ray.feedback.frames import check_frames
 from themis_ray.feedback.scripted import ScriptedTeacher
 from themis_ray.feedback.teachers import TEACHERS, BPrefTeacher, SyntheticTeacher, Teacher, TeacherParameters
 
@@ -198,13 +197,16 @@ def check_teacher(config: TeacherConfig, env_config: EnvConfig) -> None:
     """Checks, before a run starts, what a teacher needs from outside its settings.
 
     Raises:
-        ConfigError: The function of a scripted teacher cannot be imported or called with two segments, frames of the
-            environment cannot be drawn for a judge, or its API key is not in the environment.
+        ConfigError: The function of a scripted teacher cannot be imported or called with two segments, the environment
+            draws no frames for a judge, or its API key is not in the environment.
     """
     if config.kind == "scripted":
         ScriptedTeacher(str(config.function))
     elif config.kind == "judge":
-        check_frames(env_config)
+        # Imported late: what writes clips takes long to import.
+        from themis_ray.clips import check_drawing
+
+        check_drawing(env_config)
         # A server on this machine seldom asks for a key; any other does, and would say so after the exploration only.
         if config.api_key_env and not config.api_key and urlsplit(str(config.url)).hostname not in _LOOPBACK:
             raise ConfigError(
