@@ -25,7 +25,9 @@ def test_episodes_differ_and_the_same_seed_gives_the_same_ones():
 
 def test_the_seed_that_is_told_brings_the_episode_back():
     env, plain = SeedEpisodes(make_env(EnvConfig(id="Pendulum-v1"))), make_env(EnvConfig(id="Pendulum-v1"))
-    for seed, observation in episodes(env, 3, None):
+    with pytest.raises(ValueError, match="first reset needs a seed"):
+        env.reset()
+    for seed, observation in episodes(env, 3, 5):
         np.testing.assert_array_equal(plain.reset(seed=seed)[0], observation)
 
 

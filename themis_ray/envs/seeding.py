@@ -20,7 +20,8 @@ class SeedEpisodes(gym.Wrapper[Any, Any, Any, Any]):
     seed of its own an episode depends on that seed and on its actions alone, so that both together bring it back: every
     frame of it can be drawn later, exactly as it was, and nobody has to draw them all while it happens.
 
-    A reset with a seed starts the sequence of seeds anew; the same seed gives the same episodes again.
+    A reset with a seed starts the sequence of seeds anew; the same seed gives the same episodes again. The first reset
+    has to have one.
 
     Args:
         env: The environment.
@@ -28,12 +29,18 @@ class SeedEpisodes(gym.Wrapper[Any, Any, Any, Any]):
 
     def __init__(self, env: AnyEnv) -> None:
         super().__init__(env)
-        self._rng = np.random.default_rng()
+        self._rng: np.random.Generator | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Starts an episode with the next seed of the sequence."""
+        """Starts an episode with the next seed of the sequence.
+
+        Raises:
+            ValueError: No seed was ever given.
+        """
         if seed is not None:
             self._rng = np.random.default_rng(seed)
+        if self._rng is None:
+            raise ValueError("the first reset needs a seed")
         reset_seed = int(self._rng.integers(MAX_SEED))
         observation, info = self.env.reset(seed=reset_seed, options=options)
         return observation, {**info, RESET_SEED: reset_seed}
