@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium as gym
 
 from themis_ray.envs.display import Renderer
-from themis_ray.envs.seeding import RenewWorld, SeedGoal
+from themis_ray.envs.seeding import RenewWorld, RestoreSimulator, SeedGoal
 from themis_ray.envs.wrappers import ATARI_FRAME_SKIP, AnyEnv, prepare_atari
 
 __all__ = ["FAMILIES", "Family", "find_family"]
@@ -238,6 +238,7 @@ _ROWS = (
         "gymnasium-robotics: Fetch, Shadow hand, Adroit, mazes, kitchen",
         module="gymnasium_robotics",
         extra="robotics",
+        wrappers=(RestoreSimulator,),
         renderer="mujoco",
     ),
     Family(

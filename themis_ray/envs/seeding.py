@@ -4,10 +4,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from numpy.typing import NDArray
 
 from themis_ray.envs.wrappers import AnyEnv
 
-__all__ = ["RESET_SEED", "RenewWorld", "SeedEpisodes", "SeedGoal"]
+__all__ = ["RESET_SEED", "RenewWorld", "RestoreSimulator", "SeedEpisodes", "SeedGoal"]
 
 RESET_SEED = "reset_seed"
 MAX_SEED = 2**31 - 1
@@ -77,4 +78,34 @@ class SeedGoal(gym.Wrapper[Any, Any, Any, Any]):
         if seed is not None:
             inner: Any = self.unwrapped
             inner.seed(seed)
+        return self.env.reset(seed=seed, options=options)
+
+
+class RestoreSimulator(gym.Wrapper[Any, Any, Any, Any]):
+    """Lets every episode of a Fetch or Shadow-hand environment begin from the simulator's first state.
+
+    Their resets put back where things are, and leave in the simulator what its solver starts from and where the last
+    episode pulled the gripper, so that the same seed and actions end elsewhere.
+    """
+
+    def __init__(self, env: AnyEnv) -> None:
+        super().__init__(env)
+        import mujoco
+        from gymnasium_robotics.envs.robot_env import MujocoRobotEnv
+
+        inner: Any = self.unwrapped
+        self._state: NDArray[np.float64] | None = None
+        if isinstance(inner, MujocoRobotEnv):
+            self._kind = mujoco.mjtState.mjSTATE_INTEGRATION
+            self._state = np.empty(mujoco.mj_stateSize(inner.model, self._kind))
+            mujoco.mj_getState(inner.model, inner.data, self._state, self._kind)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Starts an episode from the first state."""
+        if self._state is not None:
+            import mujoco
+
+            inner: Any = self.unwrapped
+            mujoco.mj_setState(inner.model, inner.data, self._state, self._kind)
+            mujoco.mj_forward(inner.model, inner.data)
         return self.env.reset(seed=seed, options=options)
