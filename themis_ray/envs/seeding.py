@@ -4,6 +4,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 
 from themis_ray.envs.wrappers import AnyEnv
@@ -71,7 +72,14 @@ class RenewWorld(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class SeedGoal(gym.Wrapper[Any, Any, Any, Any]):
-    """Lets the seed of a reset choose Meta-World's goal, which it otherwise draws as it goes on."""
+    """Lets the seed of a reset choose Meta-World's goal, which it otherwise draws as it goes on.
+
+    Observations get a space without bounds: Meta-World's own says that the goal is 0, also where it is shown.
+    """
+
+    def __init__(self, env: AnyEnv) -> None:
+        super().__init__(env)
+        self.observation_space = spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float64)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Starts an episode; the simulator is seeded first, as Meta-World passes over the seed of a reset."""
