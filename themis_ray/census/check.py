@@ -83,8 +83,8 @@ def _rollout(env: Any) -> list[tuple[Any, float]]:
 
 def _check_training(env_id: str) -> list[Segment]:
     """The ensemble is fitted to eight preferences, and the learner learns from predicted reward for an iteration."""
-    _, spec = resolve(load_config(None, [f"env.id={env_id}"]))
-    learner = resolve(load_config(None, [f"env.id={env_id}"]))[0].algorithm.name
+    default, spec = resolve(load_config(None, [f"env.id={env_id}"]))
+    learner = default.algorithm.name
     length = min(SEGMENT_LENGTH, spec.horizon or SEGMENT_LENGTH)
     overrides = [f"env.id={env_id}", f"feedback.segment_length={length}", *QUICK, *QUICK_BY_LEARNER[learner]]
     config, _ = resolve(load_config(None, overrides))

@@ -1,11 +1,11 @@
 """Episodes that can be had again: every reset has a seed of its own, which is told."""
 
+import copy
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
 
 from themis_ray.envs.wrappers import AnyEnv
 
@@ -93,27 +93,36 @@ class RestoreSimulator(gym.Wrapper[Any, Any, Any, Any]):
     """Lets every episode of a Fetch or Shadow-hand environment begin from the simulator's first state.
 
     Their resets put back where things are, and leave in the simulator what its solver starts from and where the last
-    episode pulled the gripper, so that the same seed and actions end elsewhere.
+    episode pulled the gripper, so that the same seed and actions end elsewhere. So does drawing a frame, after which
+    the state is put back too.
     """
 
     def __init__(self, env: AnyEnv) -> None:
         super().__init__(env)
-        import mujoco
         from gymnasium_robotics.envs.robot_env import MujocoRobotEnv
 
         inner: Any = self.unwrapped
-        self._state: NDArray[np.float64] | None = None
-        if isinstance(inner, MujocoRobotEnv):
-            self._kind = mujoco.mjtState.mjSTATE_INTEGRATION
-            self._state = np.empty(mujoco.mj_stateSize(inner.model, self._kind))
-            mujoco.mj_getState(inner.model, inner.data, self._state, self._kind)
+        self._has_simulator = isinstance(inner, MujocoRobotEnv)
+        self._first = copy.copy(inner.data) if self._has_simulator else None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Starts an episode from the first state."""
-        if self._state is not None:
-            import mujoco
-
-            inner: Any = self.unwrapped
-            mujoco.mj_setState(inner.model, inner.data, self._state, self._kind)
-            mujoco.mj_forward(inner.model, inner.data)
+        if self._has_simulator:
+            self._put_back(self._first)
         return self.env.reset(seed=seed, options=options)
+
+    def render(self) -> Any:
+        """Draws a frame and leaves the simulator as it was, with all that it has computed."""
+        if not self._has_simulator:
+            return self.env.render()
+        inner: Any = self.unwrapped
+        before = copy.copy(inner.data)
+        frame: Any = self.env.render()
+        self._put_back(before)
+        return frame
+
+    def _put_back(self, data: Any) -> None:
+        import mujoco
+
+        inner: Any = self.unwrapped
+        mujoco.mj_copyData(inner.data, inner.model, data)
