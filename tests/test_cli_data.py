@@ -12,8 +12,7 @@ from click.testing import CliRunner, Result
 from ray.rllib.utils.numpy import convert_to_numpy
 from ray.rllib.utils.spaces.space_utils import unsquash_action
 
-from themis_ray import cli
-from themis_ray.cli import main, make_env_layout
+from themis_ray.cli import main, make_env_layout, progress
 from themis_ray.data import Choice, Preference, PreferenceDataset, Query, Segment
 from themis_ray.envs import EnvConfig, get_env_spec, make_env
 
@@ -89,7 +88,7 @@ def test_export_and_import_print_counts_and_give_the_same_answers(
 
 
 def test_work_that_takes_long_shows_a_bar(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "PROGRESS_DELAY_S", 0.0)
+    monkeypatch.setattr(progress, "PROGRESS_DELAY_S", 0.0)
     result = themis("export", dataset, "--out", tmp_path / "there", "--format", "jsonl")
     assert result.exit_code == 0, result.output
     assert "100%" in result.stderr

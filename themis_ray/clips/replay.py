@@ -88,6 +88,9 @@ class Replayer:
         self._is_animated = family.is_animated
         self.action_space = stored_action_space(self._env.action_space)
         self.action_names = action_names(self._env, env_config.id, family.name)
+        # Some cameras look at where things are when the first frame is drawn: always the same one, then.
+        self._env.reset(seed=0)
+        self._env.render()
         self._reset_seed: int | None = None
         self._acted: list[NDArray[Any]] = []
         self._observation: Any = None
