@@ -6,6 +6,7 @@ import pytest
 from gymnasium import spaces
 
 from themis_ray.envs import EnvConfig, get_env_spec, make_env
+from themis_ray.envs.options import _STATISTICS
 from themis_ray.errors import ConfigError
 
 HERE = __name__
@@ -97,3 +98,41 @@ def test_observations_are_normalised_by_what_random_steps_show_and_stay_so():
     assert (marked.low[-1], marked.high[-1]) == (0, 1)
     with pytest.raises(ConfigError, match="is for vectors"):
         make_env(EnvConfig(id="MiniGrid-Empty-5x5-v0", normalize_observations=True))
+
+
+class Restless(gym.Env):
+    """Makes new spaces at every reset, observes the last action, and draws without being told so when it is made."""
+
+    render_mode = None
+
+    def __init__(self):
+        self.observation_space = spaces.Box(-1, 4, (1,), np.float32)
+        self.action_space = spaces.Discrete(4)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.action_space = spaces.Discrete(4)
+        return np.float32([-1]), {}
+
+    def step(self, action):
+        return np.float32([action]), 0.0, False, False, {}
+
+    def render(self):
+        return None if self.render_mode is None else np.full((8, 8, 3), 7, np.uint8)
+
+
+def test_an_environment_whose_constructor_takes_no_render_mode_draws():
+    env = make_env(EnvConfig(id=f"{HERE}:Restless"), render_mode="rgb_array")
+    env.reset(seed=0)
+    assert env.render().shape == (8, 8, 3)
+    silent = make_env(EnvConfig(id=f"{HERE}:Restless"))
+    silent.reset(seed=0)
+    assert silent.render() is None
+
+
+def test_statistics_are_the_same_where_a_reset_makes_a_new_action_space():
+    _STATISTICS.clear()
+    config = EnvConfig(id=f"{HERE}:Restless", normalize_observations=True)
+    first = make_env(config).reset(seed=0)[0]
+    _STATISTICS.clear()
+    np.testing.assert_array_equal(make_env(config).reset(seed=0)[0], first)

@@ -68,11 +68,12 @@ def _check_episode(env_id: str) -> None:
 
 
 def _rollout(env: Any) -> list[tuple[Any, float]]:
-    env.action_space.seed(0)
+    actions = env.action_space  # a reset of highway-env makes another, which is not seeded
+    actions.seed(0)
     observation, _ = env.reset(seed=0)
     seen = [(observation, 0.0)]
     for number in range(NUM_STEPS):
-        observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        observation, reward, terminated, truncated, _ = env.step(actions.sample())
         if not env.observation_space.contains(observation):
             raise DataError(f"the observation of step {number} is not in {env.observation_space}")
         seen.append((observation, float(reward)))

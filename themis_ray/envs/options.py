@@ -105,12 +105,13 @@ def normalize_observations(env: AnyEnv, key: str, make: Callable[[], AnyEnv]) ->
 
 def _measure(env: AnyEnv) -> tuple[Array, Array]:
     """Returns mean and standard deviation of each number, and closes the environment."""
-    env.action_space.seed(0)
+    actions = env.action_space  # some environments make another at every reset, which is not seeded
+    actions.seed(0)
     observation, _ = env.reset(seed=0)
     seen = []
     for _ in range(NUM_RANDOM_STEPS):
         seen.append(observation)
-        observation, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        observation, _, terminated, truncated, _ = env.step(actions.sample())
         if terminated or truncated:
             observation, _ = env.reset()
     env.close()  # type: ignore[no-untyped-call]

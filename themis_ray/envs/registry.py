@@ -6,6 +6,7 @@ import importlib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -214,10 +215,9 @@ def _observed(env: AnyEnv, config: EnvConfig, family: Family) -> AnyEnv:
 def _create(config: EnvConfig, family: Family, target: str | Callable[..., AnyEnv], render_mode: str | None) -> AnyEnv:
     """Makes the environment with its family's wrappers and without a time limit."""
     kwargs = family.prepare_kwargs(config.kwargs) if config.family_wrappers else dict(config.kwargs)
-    if render_mode is not None:
-        kwargs["render_mode"] = render_mode
+    construct = target if callable(target) else partial(gym.make, target, max_episode_steps=-1)
     try:
-        env = target(**kwargs) if callable(target) else gym.make(target, max_episode_steps=-1, **kwargs)
+        env = _construct(construct, kwargs, render_mode)
         for wrapper in family.wrappers if config.family_wrappers else ():
             env = wrapper(env)
     except (ImportError, gym.error.DependencyNotInstalled) as error:
@@ -232,6 +232,21 @@ def _create(config: EnvConfig, family: Family, target: str | Callable[..., AnyEn
             f"{config.id!r} makes a {type(env).__name__}. Give a class or a function that makes a gymnasium.Env."
         )
     return apply_wrappers(env, config.wrappers)
+
+
+def _construct(construct: Callable[..., AnyEnv], kwargs: dict[str, Any], render_mode: str | None) -> AnyEnv:
+    """Makes the environment, and sets its render mode where it draws without letting its constructor be told."""
+    if render_mode is None:
+        return construct(**kwargs)
+    try:
+        return construct(**kwargs, render_mode=render_mode)
+    except TypeError as error:
+        if "unexpected keyword argument 'render_mode'" not in str(error):
+            raise
+    env = construct(**kwargs)
+    inner: Any = env.unwrapped
+    inner.render_mode = render_mode
+    return env
 
 
 def _find_target(env_id: str) -> tuple[Family, str | Callable[..., AnyEnv]]:
