@@ -17,7 +17,7 @@ from themis_ray.data.parquet import preference_schema
 from themis_ray.rllib import build_algorithm_config
 
 PACKAGE = Path(themis_ray.__file__).parent
-SCIENCE = ("data", "envs", "clips", "reward", "feedback")
+SCIENCE = ("data", "envs", "clips", "reward", "feedback", "labeling")
 WEB_STACK = {"fastapi", "sqlalchemy"}
 # Where a web service would be; the rest of the package stays free of it.
 WEB_ROOMS = ("labeling/", "serve/")
