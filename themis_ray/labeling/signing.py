@@ -1,8 +1,8 @@
 """Addresses of clips that prove by themselves who may read them: signed for one study, one clip and a day.
 
-The signature is HMAC-SHA256 over study, name and `until`, so that the process that sends clips needs no database. `until`
-is the end of the day after today (UTC): within a day the address of a clip stays the same, and the browser that has it
-does not fetch it again, and no address runs out in less than 24 hours.
+The signature is HMAC-SHA256 over study, name and `until`, so that the process that sends clips needs no database.
+`until` is the end of the day after today (UTC): within a day the address of a clip stays the same, and the browser that
+has it does not fetch it again, and no address runs out in less than 24 hours.
 """
 
 from __future__ import annotations
