@@ -65,8 +65,9 @@ CONTENTS = (
     "plot.png",
     "run.log",
     "judge_answers.jsonl",
+    "annotators.json",
 )
-FOLDERS = ("preferences", "segments", "checkpoints", "tensorboard", "wandb")
+FOLDERS = ("queries", "preferences", "withdrawals", "segments", "clips", "checkpoints", "tensorboard", "wandb")
 CHECKPOINT_FORMAT = 1
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from themis_ray.data import parquet
+from themis_ray.data.asked import AskedQuery, Withdrawal
 from themis_ray.data.evaluations import (
     EVALUATION_FOLDERS,
     MIN_NUM_LEVELS,
@@ -23,57 +26,12 @@ from themis_ray.data.evaluations import (
     Rating,
     StepFeedback,
 )
+from themis_ray.data.pairs import LabelledPairs
 from themis_ray.data.preferences import Choice, Preference, left_probability
 from themis_ray.data.segments import Origin, Query, Segment
 from themis_ray.errors import DataError
 
 Row = TypeVar("Row")
-
-
-@dataclass(frozen=True, eq=False)
-class LabelledPairs:
-    """Preferences as training data: each segment once, pairs as rows into them.
-
-    Attributes:
-        observations: (S, L, *observation_shape).
-        actions: (S, L, *action_shape).
-        left: (N,) int64, row of the left segment.
-        right: (N,) int64, row of the right segment.
-        labels: (N,) float32, p(left preferred), anything from 0 to 1.
-        weights: (N,) float32, how much each pair counts in a fit; 0 equals leaving it out. Empty stands for ones.
-
-    Raises:
-        ValueError: The arrays do not fit together, or a label or weight is not allowed.
-    """
-
-    observations: NDArray[Any]
-    actions: NDArray[Any]
-    left: NDArray[np.int64]
-    right: NDArray[np.int64]
-    labels: NDArray[np.float32]
-    weights: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
-
-    def __post_init__(self) -> None:
-        if self.weights.size == 0:
-            object.__setattr__(self, "weights", np.ones(len(self.labels), np.float32))
-        if self.observations.shape[:2] != self.actions.shape[:2]:
-            shapes = f"{self.observations.shape} and {self.actions.shape}"
-            raise ValueError(f"observations and actions must start with the same (S, L), not {shapes}")
-        if not self.left.shape == self.right.shape == self.labels.shape == (len(self.labels),):
-            shapes = f"{self.left.shape}, {self.right.shape} and {self.labels.shape}"
-            raise ValueError(f"left, right and labels must have the same shape (N,), not {shapes}")
-        for rows in (self.left, self.right):
-            if len(rows) and not 0 <= rows.min() <= rows.max() < len(self.observations):
-                raise ValueError(f"left and right must be rows of {len(self.observations)} segments")
-        if self.weights.shape != self.labels.shape:
-            raise ValueError(f"weights must have the shape of labels, {self.labels.shape}, not {self.weights.shape}")
-        if not ((self.labels >= 0) & (self.labels <= 1)).all():
-            raise ValueError("labels must be probabilities from 0 to 1")
-        if not ((self.weights >= 0) & (self.weights < np.inf)).all():
-            raise ValueError("weights must be at least 0 and finite")
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 class PreferenceDataset:
@@ -82,9 +40,11 @@ class PreferenceDataset:
     `preferences/part-00000.parquet` holds the answers of one feedback session,
     `segments/part-00000.parquet` the segments that were new in one, `episodes/part-00000.parquet`
     how to come to their first steps again; `ratings`, `step_feedback` and `demonstrations` hold
-    what was said about single segments. A part is written to a
-    hidden file, synced and moved into place, and never touched again. Episodes
-    go first, then segments, so that a crash leaves at worst what nothing refers to.
+    what was said about single segments. `queries` holds what was put to people, who answer later
+    and may be several for one query; `withdrawals` names answers that no longer count, which no
+    property shows. A part is written to a hidden file, synced and moved into place, and never
+    touched again. Episodes go first, then segments, so that a crash leaves at worst what nothing
+    refers to.
 
     Args:
         root: The folder. It is made by the first `append`.
@@ -101,7 +61,13 @@ class PreferenceDataset:
         self._segments: dict[str, Segment] = {}
         self._preferences: list[Preference] = []
         self._evaluations: dict[str, list[Evaluation]] = {folder: [] for folder in EVALUATION_FOLDERS}
-        self._num_parts = {"episodes": 0, "segments": 0, "preferences": 0, **dict.fromkeys(EVALUATION_FOLDERS, 0)}
+        self._asked: dict[str, AskedQuery] = {}
+        self._withdrawals: dict[str, Withdrawal] = {}
+        self._answer_ids: set[str] = set()
+        self._num_answers_stored = 0
+        self._num_unasked = 0
+        kinds = ("episodes", "segments", "queries", "preferences", "withdrawals", *EVALUATION_FOLDERS)
+        self._num_parts = dict.fromkeys(kinds, 0)
         origins: dict[str, Origin] = {}
         for _, stored_origins in self._load_parts("episodes", parquet.read_origins):
             for episode_id, origin in stored_origins:
@@ -109,10 +75,16 @@ class PreferenceDataset:
         for _, segments in self._load_parts("segments", parquet.read_segments):
             for segment in segments:
                 self._segments.setdefault(segment.id, _with_origin(segment, origins.get(segment.episode_id)))
+        for path, queries in self._load_parts("queries", parquet.read_queries):
+            for query in queries:
+                self._require_segments(path, query.left_id, query.right_id)
+                self._asked.setdefault(query.query_id, query)
         for path, preferences in self._load_parts("preferences", parquet.read_preferences):
             for preference in preferences:
                 self._require_segments(path, preference.left_id, preference.right_id)
-            self._preferences.extend(preferences)
+            self._take_in(preferences)
+        for _, withdrawals in self._load_parts("withdrawals", parquet.read_withdrawals):
+            self._leave_out(withdrawals)
         for folder, stored in self._evaluations.items():
             for path, evaluations in self._load_parts(folder, partial(parquet.read_evaluations, folder=folder)):
                 self._require_segments(path, *(evaluation.segment_id for evaluation in evaluations))
@@ -120,12 +92,12 @@ class PreferenceDataset:
 
     @property
     def num_queries(self) -> int:
-        """Queries that were asked, skipped ones too."""
+        """Answers to queries, skips too. Where several people answer one query, each answer counts."""
         return len(self._preferences)
 
     @property
     def num_preferences(self) -> int:
-        """Queries that were answered with left, right or equal."""
+        """Answers to queries that are left, right or equal."""
         return sum(preference.choice is not Choice.SKIP for preference in self._preferences)
 
     @property
@@ -155,14 +127,51 @@ class PreferenceDataset:
 
     @property
     def num_questions(self) -> int:
-        """Questions that were asked: queries, ratings and judged segments; a demonstration is none."""
-        return self.num_queries + len(self._evaluations["ratings"]) + len(self._evaluations["step_feedback"])
+        """Questions that were asked: queries, ratings and judged segments; a demonstration is none.
+
+        A query that waits for its answer is one; one that several people have answered is one, not several.
+        """
+        return len(self._asked) + self._num_unasked + self._num_evaluations
+
+    @property
+    def num_changes(self) -> int:
+        """Answers that were ever stored and answers that were withdrawn; what is learned changes when this grows."""
+        return self._num_answers_stored + len(self._withdrawals) + self._num_evaluations
+
+    @property
+    def _num_evaluations(self) -> int:
+        return len(self._evaluations["ratings"]) + len(self._evaluations["step_feedback"])
+
+    @property
+    def asked(self) -> Mapping[str, AskedQuery]:
+        """All queries that were put to people, by id, in the order they were asked."""
+        return MappingProxyType(self._asked)
+
+    @property
+    def withdrawals(self) -> tuple[Withdrawal, ...]:
+        """The tombstones of answers that no longer count."""
+        return tuple(self._withdrawals.values())
+
+    @property
+    def answer_ids(self) -> AbstractSet[str]:
+        """Ids of all answers that were ever stored, withdrawn ones too; answers without an id have none here."""
+        return self._answer_ids
+
+    def num_missing(self, overlap: int = 1) -> dict[str, int]:
+        """Returns how many answers each asked query waits for, those that have all left out.
+
+        Args:
+            overlap: Answers wanted of each.
+        """
+        counts = Counter(preference.query_id for preference in self._preferences)
+        missing = {query_id: overlap - counts[query_id] for query_id in self._asked}
+        return {query_id: number for query_id, number in missing.items() if number > 0}
 
     @property
     def last_feedback_session(self) -> int:
         """Number of the last session in which something was asked; -1 before the first."""
-        rows: tuple[Preference | Evaluation, ...]
-        rows = (*self._preferences[-1:], *self.ratings[-1:], *self.step_feedback[-1:])
+        rows: tuple[Preference | Evaluation | AskedQuery, ...]
+        rows = (*self._preferences[-1:], *list(self._asked.values())[-1:], *self.ratings[-1:], *self.step_feedback[-1:])
         return max((row.feedback_session for row in rows), default=-1)
 
     @property
@@ -188,16 +197,66 @@ class PreferenceDataset:
             preferences: The answers, one for each query, in the same order.
 
         Raises:
-            ValueError: The preferences are not the answers to the queries, or a segment's
-                length, shapes or dtypes differ from those stored.
+            ValueError: The preferences are not the answers to the queries, an answer id is stored already, or a
+                segment's length, shapes or dtypes differ from those stored.
             DataError: Another program has written to the folder since it was loaded.
         """
         _check_answers(queries, preferences)
+        ids = [preference.answer_id for preference in preferences if preference.answer_id]
+        if len(set(ids)) < len(ids) or not self._answer_ids.isdisjoint(ids):
+            raise ValueError("an answer with the same id is stored already")
         if not queries:
             return
         self._append_segments([segment for query in queries for segment in (query.left, query.right)])
         self._write_part("preferences", [parquet.preference_table(preferences)])
+        self._take_in(preferences)
+
+    def append_asked(self, queries: Sequence[Query], asked: Sequence[AskedQuery]) -> None:
+        """Stores queries that are about to be put to people: their new segments, then the queries.
+
+        Args:
+            queries: What is asked.
+            asked: When and by whom, one for each query, in the same order.
+
+        Raises:
+            ValueError: The rows are not those of the queries, a query was asked before, or a segment's length, shapes
+                or dtypes differ from those stored.
+            DataError: Another program has written to the folder since it was loaded.
+        """
+        _check_answers(queries, asked)
+        new = {row.query_id: row for row in asked}
+        if len(new) < len(asked) or not new.keys().isdisjoint(self._asked):
+            raise ValueError("a query that waits for answers, or has them, is not asked again")
+        if not queries:
+            return
+        self._append_segments([segment for query in queries for segment in (query.left, query.right)])
+        self._write_part("queries", [parquet.query_table(asked)])
+        self._asked.update(new)
+
+    def withdraw(self, withdrawals: Sequence[Withdrawal]) -> None:
+        """Stores tombstones; from now on the answers that they name are left out everywhere.
+
+        Raises:
+            ValueError: No stored answer has such an id, or it is withdrawn already.
+            DataError: Another program has written to the folder since it was loaded.
+        """
+        ids = [row.answer_id for row in withdrawals]
+        counted = {preference.answer_id for preference in self._preferences}
+        if len(set(ids)) < len(ids) or not counted.issuperset(ids):
+            raise ValueError("only answers that are stored and count can be withdrawn, each once")
+        if withdrawals:
+            self._write_part("withdrawals", [parquet.withdrawal_table(withdrawals)])
+            self._leave_out(withdrawals)
+
+    def _take_in(self, preferences: Sequence[Preference]) -> None:
         self._preferences.extend(preferences)
+        self._answer_ids.update(preference.answer_id for preference in preferences if preference.answer_id)
+        self._num_answers_stored += len(preferences)
+        self._num_unasked += sum(preference.query_id not in self._asked for preference in preferences)
+
+    def _leave_out(self, withdrawals: Sequence[Withdrawal]) -> None:
+        self._withdrawals.update((row.answer_id, row) for row in withdrawals)
+        self._preferences = [row for row in self._preferences if row.answer_id not in self._withdrawals]
 
     def append_evaluations(self, segments: Sequence[Segment], evaluations: Sequence[Evaluation]) -> None:
         """Stores evaluations of one kind: their new segments, then the evaluations.
@@ -361,7 +420,7 @@ class PreferenceDataset:
         self._num_parts[kind] += 1
 
 
-def _check_answers(queries: Sequence[Query], preferences: Sequence[Preference]) -> None:
+def _check_answers(queries: Sequence[Query], preferences: Sequence[Preference | AskedQuery]) -> None:
     if len(queries) != len(preferences):
         raise ValueError(f"every query needs one preference, not {len(preferences)} for {len(queries)} queries")
     for query, preference in zip(queries, preferences, strict=True):

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from themis_ray.data.asked import AskedQuery, Withdrawal
 from themis_ray.data.evaluations import EVALUATION_FOLDERS, Evaluation
 from themis_ray.data.preferences import Preference
 from themis_ray.data.segments import Origin, Segment, content_id
@@ -37,6 +38,24 @@ PREFERENCE_FIELDS = (
     ("right_id", pa.string()),
     ("choice", pa.string()),
     *_ANSWER_FIELDS,
+)
+# Behind the fields of parts in which an answer has an id.
+ANSWER_ID_FIELD = ("answer_id", pa.string())
+QUERY_FIELDS = (
+    ("query_id", pa.string()),
+    ("left_id", pa.string()),
+    ("right_id", pa.string()),
+    ("teacher", pa.string()),
+    ("feedback_session", pa.int32()),
+    ("num_env_steps", pa.int64()),
+    ("reward_version", pa.int32()),
+    ("asked_at", pa.timestamp("us", tz="UTC")),
+)
+WITHDRAWAL_FIELDS = (
+    ("answer_id", pa.string()),
+    ("teacher", pa.string()),
+    ("reason", pa.string()),
+    ("withdrawn_at", pa.timestamp("us", tz="UTC")),
 )
 EVALUATION_FIELDS = {
     "ratings": (("segment_id", pa.string()), ("level", pa.int32()), ("num_levels", pa.int32()), *_ANSWER_FIELDS),
@@ -76,9 +95,9 @@ def episode_schema(action_type: pa.DataType) -> pa.Schema:
     return _versioned(fields)
 
 
-def preference_schema() -> pa.Schema:
-    """Returns the columns of a preferences part."""
-    return _versioned(PREFERENCE_FIELDS)
+def preference_schema(has_answer_ids: bool = False) -> pa.Schema:
+    """Returns the columns of a preferences part; answers of people have an id too."""
+    return _versioned((*PREFERENCE_FIELDS, ANSWER_ID_FIELD) if has_answer_ids else PREFERENCE_FIELDS)
 
 
 def segment_tables(segments: Sequence[Segment]) -> Iterator[pa.Table]:
@@ -126,18 +145,32 @@ def episode_table(origins: Mapping[str, Origin]) -> pa.Table:
 
 def preference_table(preferences: Sequence[Preference]) -> pa.Table:
     """Turns preferences into one table."""
+    schema = preference_schema(any(preference.answer_id for preference in preferences))
     columns = {
         name: [str(value) if name == "choice" else value for value in (getattr(row, name) for row in preferences)]
-        for name, _ in PREFERENCE_FIELDS
+        for name in schema.names
     }
-    return pa.table(columns, schema=preference_schema())
+    return pa.table(columns, schema=schema)
+
+
+def query_table(asked: Sequence[AskedQuery]) -> pa.Table:
+    """Turns queries that were put to people into one table."""
+    return _record_table(asked, QUERY_FIELDS)
+
+
+def withdrawal_table(withdrawals: Sequence[Withdrawal]) -> pa.Table:
+    """Turns tombstones of answers into one table."""
+    return _record_table(withdrawals, WITHDRAWAL_FIELDS)
 
 
 def evaluation_table(folder: str, evaluations: Sequence[Evaluation]) -> pa.Table:
     """Turns evaluations of the kind that lies in `folder` into one table."""
-    fields = EVALUATION_FIELDS[folder]
-    columns = {name: [getattr(row, name) for row in evaluations] for name, _ in fields}
-    return pa.table(columns, schema=_versioned(fields))
+    return _record_table(evaluations, EVALUATION_FIELDS[folder])
+
+
+def _record_table(rows: Sequence[object], fields: Iterable[tuple[str, pa.DataType]]) -> pa.Table:
+    schema = _versioned(fields)
+    return pa.table({name: [getattr(row, name) for row in rows] for name in schema.names}, schema=schema)
 
 
 def write(path: Path, tables: Iterable[pa.Table]) -> None:
@@ -196,6 +229,34 @@ def read_preferences(path: Path) -> list[Preference]:
     return _read(path, _parse_preferences)
 
 
+def read_queries(path: Path) -> list[AskedQuery]:
+    """Reads a part of queries that were put to people.
+
+    Raises:
+        DataError: The file is corrupt or of another schema version.
+    """
+
+    def parse(table: pa.Table) -> list[AskedQuery]:
+        _check_schema(table, _versioned(QUERY_FIELDS))
+        return [AskedQuery(**row) for row in _rows_with_times(table, "asked_at")]
+
+    return _read(path, parse)
+
+
+def read_withdrawals(path: Path) -> list[Withdrawal]:
+    """Reads a part of tombstones.
+
+    Raises:
+        DataError: The file is corrupt or of another schema version.
+    """
+
+    def parse(table: pa.Table) -> list[Withdrawal]:
+        _check_schema(table, _versioned(WITHDRAWAL_FIELDS))
+        return [Withdrawal(**row) for row in _rows_with_times(table, "withdrawn_at")]
+
+    return _read(path, parse)
+
+
 def read_evaluations(path: Path, folder: str) -> list[Evaluation]:
     """Reads a part of the kind that lies in `folder`.
 
@@ -205,7 +266,7 @@ def read_evaluations(path: Path, folder: str) -> list[Evaluation]:
 
     def parse(table: pa.Table) -> list[Evaluation]:
         _check_schema(table, _versioned(EVALUATION_FIELDS[folder]))
-        return [EVALUATION_FOLDERS[folder](**row) for row in _rows_with_times(table)]
+        return [EVALUATION_FOLDERS[folder](**row) for row in _rows_with_times(table, "asked_at", "answered_at")]
 
     return _read(path, parse)
 
@@ -268,14 +329,14 @@ def _parse_origins(table: pa.Table) -> list[tuple[str, Origin]]:
 
 
 def _parse_preferences(table: pa.Table) -> list[Preference]:
-    _check_schema(table, preference_schema())
-    return [Preference(**row) for row in _rows_with_times(table)]
+    _check_schema(table, preference_schema(ANSWER_ID_FIELD[0] in table.column_names))
+    return [Preference(**row) for row in _rows_with_times(table, "asked_at", "answered_at")]
 
 
-def _rows_with_times(table: pa.Table) -> list[dict[str, Any]]:
+def _rows_with_times(table: pa.Table, *times: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = table.to_pylist()
     for row in rows:
-        row.update({name: row[name].astimezone(UTC) for name in ("asked_at", "answered_at")})
+        row.update({name: row[name].astimezone(UTC) for name in times})
     return rows
 
 

@@ -57,6 +57,7 @@ class Preference:
         num_env_steps: Env steps the learner had done when the query was asked.
         asked_at: When the query was asked, in UTC.
         answered_at: When it was answered, in UTC.
+        answer_id: Id of the answer of a person, by which it is stored once and can be withdrawn; empty for programs.
 
     Raises:
         ValueError: An id or the teacher is empty, both sides are the same segment, a count
@@ -72,6 +73,7 @@ class Preference:
     num_env_steps: int
     asked_at: datetime
     answered_at: datetime
+    answer_id: str = ""
 
     def __post_init__(self) -> None:
         check_answer(self, "query_id", "left_id", "right_id")

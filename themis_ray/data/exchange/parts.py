@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -41,14 +42,17 @@ segments = load_dataset("this folder or its name on the Hub", "segments", split=
 
 
 def read_parquet(root: Path) -> Iterator[Batch]:
-    """Reads a run folder or dataset part by part.
+    """Reads a run folder or dataset part by part; answers that were withdrawn are left out.
 
     Raises:
         DataError: A part is missing, corrupt or of another schema version.
     """
     # Preferences first: a run that is going on writes their segments before them.
     answers, segments = (_numbered(root / kind) for kind in ("preferences", "segments"))
-    yield from _read_parts(segments, answers)
+    withdrawn = {row.answer_id for path in _numbered(root / "withdrawals") for row in parquet.read_withdrawals(path)}
+    for batch in _read_parts(segments, answers):
+        preferences = [row for row in batch.preferences if row.answer_id not in withdrawn]
+        yield replace(batch, preferences=preferences)
 
 
 def read_huggingface(root: Path) -> Iterator[Batch]:
