@@ -38,6 +38,8 @@ __all__ = [
 # The classes of Dawid-Skene, in the order of every axis that runs over them, and the label that each stands for.
 CLASSES = (str(Choice.LEFT), str(Choice.RIGHT), str(Choice.EQUAL))
 LABELS = np.array([1.0, 0.0, 0.5])
+# The classes when sides are swapped.
+MIRROR = np.array([1, 0, 2])
 MISSING = str(Choice.SKIP)
 
 MIN_PROBABILITY = 1e-10
@@ -45,12 +47,14 @@ MIN_WEIGHT = 0.05
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+# Names or words, one for each answer.
+Words = Sequence[str] | NDArray[np.str_]
 
 
 # ---------------------------------------------------------------- agreement
 
 
-def krippendorff_alpha(annotator_ids: Sequence[str], query_ids: Sequence[str], choices: Sequence[str]) -> float:
+def krippendorff_alpha(annotator_ids: Words, query_ids: Words, choices: Words) -> float:
     """Returns Krippendorff's alpha for nominal data: 1 is full agreement, 0 what chance gives, below 0 worse than that.
 
     alpha = 1 - D_o / D_e, the disagreement that is observed among pairs of answers to the same query over the one that
@@ -70,9 +74,9 @@ def krippendorff_alpha(annotator_ids: Sequence[str], query_ids: Sequence[str], c
 
 
 def alpha_interval(
-    annotator_ids: Sequence[str],
-    query_ids: Sequence[str],
-    choices: Sequence[str],
+    annotator_ids: Words,
+    query_ids: Words,
+    choices: Words,
     rng: np.random.Generator,
     num_samples: int = 500,
     confidence: float = 0.95,
@@ -95,7 +99,7 @@ def alpha_interval(
     return float(low), float(high)
 
 
-def interval_alpha(query_ids: Sequence[str], values: ArrayLike) -> float:
+def interval_alpha(query_ids: Words, values: ArrayLike) -> float:
     """Returns Krippendorff's alpha for numbers, such as ratings, whose distance is the square of their difference.
 
     Returns:
@@ -117,7 +121,7 @@ def interval_alpha(query_ids: Sequence[str], values: ArrayLike) -> float:
     return float(1.0 - observed / expected)
 
 
-def is_shared(annotator_ids: Sequence[str], query_ids: Sequence[str]) -> NDArray[np.bool_]:
+def is_shared(annotator_ids: Words, query_ids: Words) -> NDArray[np.bool_]:
     """Returns which answers are to a query that another person answered too."""
     queries, rows = np.unique(np.asarray(query_ids, str), return_inverse=True)
     _, people = np.unique(np.asarray(annotator_ids, str), return_inverse=True)
@@ -126,7 +130,7 @@ def is_shared(annotator_ids: Sequence[str], query_ids: Sequence[str]) -> NDArray
     return shared
 
 
-def _votes(annotator_ids: Sequence[str], query_ids: Sequence[str], choices: Sequence[str]) -> Ints:
+def _votes(annotator_ids: Words, query_ids: Words, choices: Words) -> Ints:
     """Returns (queries with at least two answers, values) how many people gave which answer."""
     words = np.asarray(choices, str)
     is_given = words != MISSING
@@ -196,9 +200,9 @@ class _Rows:
 
 
 def dawid_skene(
-    annotator_ids: Sequence[str],
-    query_ids: Sequence[str],
-    choices: Sequence[str],
+    annotator_ids: Words,
+    query_ids: Words,
+    choices: Words,
     *,
     known: Mapping[str, str] | None = None,
     smoothing: float = 2.0,
@@ -217,7 +221,8 @@ def dawid_skene(
         choices: left, right, equal or skip.
         known: Truth of some queries, such as gold pairs; these stay as they are.
         smoothing: Each row of a person's matrix gets so many answers more that are spread as those of all people
-            together, so that somebody with few answers is taken to be like the others. 0: maximum likelihood.
+            together, sides swapped too, so that somebody with few answers is taken to be like the others. 0: maximum
+            likelihood.
         tolerance: It ends when no probability of a truth moves by more.
         max_iterations: It ends at the latest after so many rounds.
 
@@ -277,9 +282,7 @@ def reward_weight(reliabilities: ArrayLike) -> Floats:
     return np.asarray(np.clip(2.0 * np.asarray(reliabilities, np.float64) - 1.0, MIN_WEIGHT, 1.0), np.float64)
 
 
-def _encode(
-    annotator_ids: Sequence[str], query_ids: Sequence[str], choices: Sequence[str]
-) -> tuple[_Rows, tuple[str, ...], tuple[str, ...]]:
+def _encode(annotator_ids: Words, query_ids: Words, choices: Words) -> tuple[_Rows, tuple[str, ...], tuple[str, ...]]:
     words = np.asarray(choices, str)
     is_given = words != MISSING
     people, annotators = np.unique(np.asarray(annotator_ids, str)[is_given], return_inverse=True)
@@ -322,7 +325,8 @@ def _maximise(rows: _Rows, posteriors: Floats, smoothing: float) -> tuple[Floats
         [np.bincount(cells, posteriors[rows.queries, k], 3 * rows.num_annotators).reshape(-1, 3) for k in range(3)],
         axis=1,
     )
-    pooled = counts.sum(axis=0) + MIN_PROBABILITY
+    pooled = counts.sum(axis=0)
+    pooled = pooled + pooled[MIRROR][:, MIRROR] + MIN_PROBABILITY
     pooled /= pooled.sum(axis=1, keepdims=True)
     counts = counts + max(smoothing, MIN_PROBABILITY) * pooled
     confusions = counts / counts.sum(axis=2, keepdims=True)
@@ -381,7 +385,7 @@ def binomial_p_value(num_hits: int, num_trials: int) -> float:
     return float(min(1.0, 2.0 * below))
 
 
-def shown_left(choices: Sequence[str], is_flipped: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def shown_left(choices: Words, is_flipped: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Tells where the chosen clip stood on the screen.
 
     Args:
@@ -397,7 +401,7 @@ def shown_left(choices: Sequence[str], is_flipped: ArrayLike) -> tuple[NDArray[n
 
 
 def consistency_counts(
-    annotator_ids: Sequence[str], query_ids: Sequence[str], choices: Sequence[str], repeats: ArrayLike
+    annotator_ids: Words, query_ids: Words, choices: Words, repeats: ArrayLike
 ) -> dict[str, tuple[int, int]]:
     """Compares the repeated answers of each person with the first one to the same query.
 

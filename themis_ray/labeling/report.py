@@ -1,0 +1,498 @@
+"""What an experimenter wants to know of a study: how far it is, and how far its answers can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from themis_ray.data import Choice
+from themis_ray.wire import StoredAnswer
+from themis_ray.labeling import quality
+from themis_ray.labeling.study import StudyConfig
+
+__all__ = [
+    "AgreementReport",
+    "AnnotatorReport",
+    "ArmReport",
+    "Bucket",
+    "Counts",
+    "Share",
+    "StudyReport",
+    "TimesReport",
+    "annotator_weights",
+    "study_report",
+]
+
+# Fewer answers that can be compared with those of others, or with gold, say too little about a person.
+MIN_COMPARED = 5
+MIN_GOLD = 5
+MAX_BUCKETS = 48
+BUCKET_S = (60, 300, 900, 3600, 6 * 3600, 24 * 3600, 7 * 24 * 3600)
+MAX_AGREEMENT_POINTS = 12
+MIN_QUERIES_PER_POINT = 10
+HISTOGRAM_STEPS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
+MAX_BINS = 24
+
+
+class Row(BaseModel):
+    """Every part of a report."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Share(Row):
+    """How many of so many, with Wilson's 95 % interval."""
+
+    num_hits: int
+    num_trials: int
+    share: float | None = Field(description="None where there were no trials.")
+    low: float
+    high: float
+    p_value: float | None = Field(
+        default=None, description="Of position bias: how probable a share so far from 1/2 is by chance."
+    )
+
+
+class Counts(Row):
+    """How many there are. Answers that were undone and practice count nowhere else."""
+
+    num_answers: int = Field(description="Answers that count: ordinary, gold and repeated ones.")
+    num_ordinary: int
+    num_gold: int
+    num_repeats: int
+    num_practice: int
+    num_undone: int
+    num_skips: int = Field(description="Those of num_answers that say can't tell.")
+    choices: dict[str, int] = Field(description="Of pairwise: how often each of the four was chosen.")
+    num_annotators: int = Field(description="People with at least one answer that counts.")
+    num_queries: int = Field(description="Queries with at least one.")
+    num_waiting: int = Field(description="Places of ordinary queries without an answer.")
+
+
+class Bucket(Row):
+    """Answers in a stretch of time."""
+
+    starts_at: datetime
+    num_answers: int
+    answers_per_hour: float
+
+
+class AgreementReport(Row):
+    """Krippendorff's alpha, of nominal data for choices and of interval data for ratings."""
+
+    alpha: float | None = Field(description="None where it is not known.")
+    low: float | None = Field(default=None, description="Lower end of the 95 % bootstrap interval.")
+    high: float | None = None
+    num_queries: int = Field(description="Queries that two people or more have answered.")
+    until: datetime | None = Field(default=None, description="Over time: when the last of these queries was answered.")
+
+
+class TimesReport(Row):
+    """How long people take, from the first frame shown to the answer."""
+
+    quantiles_s: dict[str, float | None] = Field(description="5, 25, 50, 75 and 95 %.")
+    edges_s: tuple[float, ...] = Field(description="Left edges of the histogram; the last bin has no end.")
+    counts: tuple[int, ...]
+
+
+class AnnotatorReport(Row):
+    """One person."""
+
+    annotator_id: str
+    arm: str
+    num_answers: int
+    num_compared: int = Field(description="Answers that were compared with those of others or with gold.")
+    reliability: float | None = Field(description="1 always right, 0.5 knows nothing; None where it is not known.")
+    weight: float = Field(description="In the loss of the reward model; 1 where reliability is not known.")
+    gold: Share
+    position_bias: Share = Field(description="The share of the clip shown left.")
+    consistency: Share = Field(description="Repeats that were answered as before.")
+    skip_share: float
+    median_s: float | None
+    last_answered_at: datetime
+
+
+class ArmReport(Row):
+    """One arm."""
+
+    arm: str
+    num_annotators: int
+    num_answers: int
+    agreement: AgreementReport
+    gold: Share
+    position_bias: Share
+    consistency: Share
+    median_s: float | None
+    median_overlay_s: float | None = Field(description="How long the explanation was shown per answer.")
+
+
+class StudyReport(Row):
+    """All of it."""
+
+    study: str
+    title: str
+    made_at: datetime
+    counts: Counts
+    bucket_s: int = Field(description="Seconds in each of the stretches of time.")
+    rate: tuple[Bucket, ...]
+    agreement: AgreementReport
+    agreement_over_time: tuple[AgreementReport, ...]
+    position_bias: Share
+    gold: Share
+    consistency: Share
+    times: TimesReport
+    annotators: tuple[AnnotatorReport, ...] = Field(description="Those with most answers first.")
+    arms: tuple[ArmReport, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Columns:
+    """Answers that count, as arrays in the order of arrival."""
+
+    people: NDArray[np.str_]
+    arms: NDArray[np.str_]
+    queries: NDArray[np.str_]
+    choices: NDArray[np.str_]
+    ratings: NDArray[np.float64]
+    is_flipped: NDArray[np.bool_]
+    repeats: NDArray[np.int64]
+    response_ms: NDArray[np.int64]
+    overlay_ms: NDArray[np.int64]
+    times: NDArray[np.float64]
+    gold: NDArray[np.str_]
+
+    @classmethod
+    def of(cls, answers: Sequence[StoredAnswer], gold: Mapping[str, str]) -> _Columns:
+        def words(values: Iterable[str]) -> NDArray[np.str_]:
+            return np.array(list(values), np.str_)
+
+        return cls(
+            people=words(row.annotator_id for row in answers),
+            arms=words(row.arm for row in answers),
+            queries=words(row.query_id for row in answers),
+            # What is no choice says as little as a skip.
+            choices=words(str(row.choice or Choice.SKIP) for row in answers),
+            ratings=np.array([np.nan if row.rating is None else row.rating for row in answers], np.float64),
+            is_flipped=np.array([row.is_flipped for row in answers], np.bool_),
+            repeats=np.array([row.repeat for row in answers], np.int64),
+            response_ms=np.array([row.response_ms for row in answers], np.int64),
+            overlay_ms=np.array([row.overlay_ms for row in answers], np.int64),
+            times=np.array([row.answered_at.timestamp() for row in answers], np.float64),
+            gold=words(gold.get(row.query_id, "") for row in answers),
+        )
+
+    def where(self, mask: NDArray[Any]) -> _Columns:
+        return _Columns(**{name: column[mask] for name, column in vars(self).items()})
+
+    def __len__(self) -> int:
+        return len(self.people)
+
+
+def study_report(
+    answers: Sequence[StoredAnswer],
+    study: StudyConfig,
+    *,
+    gold: Mapping[str, str] | None = None,
+    num_waiting: int = 0,
+    now: datetime | None = None,
+) -> StudyReport:
+    """Sums up what a study has brought so far.
+
+    Args:
+        answers: All of the study, also those that were undone; those of people who withdrew are gone.
+        study: Its settings.
+        gold: The right choice of gold queries by id; the same answers of a query of kind gold are compared with it.
+        num_waiting: Places of ordinary queries without an answer.
+        now: When the report is made; None: at this moment.
+    """
+    made_at = now or datetime.now(UTC)
+    counted = _counted(answers)
+    columns = _Columns.of(counted, gold or {})
+    bucket_s, rate = _rate(columns.times, made_at)
+    return StudyReport(
+        study=study.id,
+        title=study.title,
+        made_at=made_at,
+        counts=_counts(answers, counted, columns, num_waiting),
+        bucket_s=bucket_s,
+        rate=rate,
+        agreement=_agreement(columns, study, has_interval=True),
+        agreement_over_time=_agreement_over_time(columns, study),
+        position_bias=_position_bias(columns),
+        gold=_gold(columns),
+        consistency=_consistency(columns),
+        times=_times(columns.response_ms),
+        annotators=_annotators(columns, study),
+        arms=_arms(columns, study),
+    )
+
+
+def annotator_weights(
+    answers: Sequence[StoredAnswer], study: StudyConfig, gold: Mapping[str, str] | None = None
+) -> dict[str, float]:
+    """Returns the weight of each person's answers in the loss of the reward model; 1 where nothing is known.
+
+    It is `quality.reward_weight` of the reliability, and 0 below the study's `min_gold_accuracy` after 5 gold pairs.
+    """
+    columns = _Columns.of(_counted(answers), gold or {})
+    people, rows = np.unique(columns.people, return_inverse=True)
+    values, _ = _reliabilities(columns, people)
+    hits, trials = _gold_counts(columns, rows, len(people))
+    return dict(zip(people.tolist(), _weights(values, hits, trials, study).tolist(), strict=True))
+
+
+def _counted(answers: Sequence[StoredAnswer]) -> list[StoredAnswer]:
+    return [row for row in answers if not row.is_undone and row.kind != "practice"]
+
+
+def _counts(
+    answers: Sequence[StoredAnswer], counted: Sequence[StoredAnswer], columns: _Columns, num_waiting: int
+) -> Counts:
+    num_gold = sum(row.kind == "gold" for row in counted)
+    num_repeats = int((columns.repeats > 0).sum())
+    is_pairwise = any(row.choice is not None for row in counted)
+    choices = {str(choice): int((columns.choices == choice).sum()) if is_pairwise else 0 for choice in Choice}
+    return Counts(
+        num_answers=len(counted),
+        num_ordinary=sum(row.kind == "ordinary" and not row.repeat for row in counted),
+        num_gold=num_gold,
+        num_repeats=num_repeats,
+        num_practice=sum(row.kind == "practice" and not row.is_undone for row in answers),
+        num_undone=sum(row.is_undone for row in answers),
+        num_skips=choices[Choice.SKIP],
+        choices=choices,
+        num_annotators=len(np.unique(columns.people)),
+        num_queries=len(np.unique(columns.queries)),
+        num_waiting=num_waiting,
+    )
+
+
+# ---------------------------------------------------------------- over time
+
+
+def _rate(times: NDArray[np.float64], now: datetime) -> tuple[int, tuple[Bucket, ...]]:
+    """Returns the length of a bucket and all of them from the first answer to the last; gaps are there with 0."""
+    if not len(times):
+        return BUCKET_S[0], ()
+    first, last = float(times.min()), float(times.max())
+    fitting = [size for size in BUCKET_S if last // size - first // size < MAX_BUCKETS]
+    size = fitting[0] if fitting else BUCKET_S[-1]
+    numbers = (times // size).astype(np.int64) - int(first // size)
+    counts = np.bincount(numbers)
+    begin = int(first // size) * size
+    # The bucket that is not over yet is measured by what has passed of it.
+    passed = min(size, max(1.0, now.timestamp() - (begin + size * (len(counts) - 1))))
+    lengths = [float(size)] * (len(counts) - 1) + [max(passed, size / 4)]
+    return size, tuple(
+        Bucket(
+            starts_at=datetime.fromtimestamp(begin + size * number, UTC),
+            num_answers=int(count),
+            answers_per_hour=float(count) * 3600 / length,
+        )
+        for number, (count, length) in enumerate(zip(counts, lengths, strict=True))
+    )
+
+
+def _agreement(columns: _Columns, study: StudyConfig, *, has_interval: bool = False) -> AgreementReport:
+    first = columns.where(columns.repeats == 0)
+    if study.feedback == "rating":
+        rated = first.where(~np.isnan(first.ratings))
+        shared = quality.is_shared(rated.people, rated.queries)
+        alpha = quality.interval_alpha(rated.queries, rated.ratings)
+        return AgreementReport(alpha=_known(alpha), num_queries=len(np.unique(rated.queries[shared])))
+    said = first.where(first.choices != Choice.SKIP)
+    shared = quality.is_shared(said.people, said.queries)
+    votes = (said.people, said.queries, said.choices)
+    low, high = quality.alpha_interval(*votes, np.random.default_rng(0)) if has_interval else (np.nan, np.nan)
+    return AgreementReport(
+        alpha=_known(quality.krippendorff_alpha(*votes)),
+        low=_known(low),
+        high=_known(high),
+        num_queries=len(np.unique(said.queries[shared])),
+    )
+
+
+def _agreement_over_time(columns: _Columns, study: StudyConfig) -> tuple[AgreementReport, ...]:
+    """Returns the agreement of queries in the order in which they were done, equally many in each point."""
+    first = columns.where(columns.repeats == 0)
+    first = first.where(quality.is_shared(first.people, first.queries))
+    queries, rows = np.unique(first.queries, return_inverse=True)
+    num_points = min(MAX_AGREEMENT_POINTS, len(queries) // MIN_QUERIES_PER_POINT)
+    if num_points < 2:
+        return ()
+    done_at = np.full(len(queries), -np.inf)
+    np.maximum.at(done_at, rows, first.times)
+    point_of = np.empty(len(queries), np.int64)
+    point_of[np.argsort(done_at, kind="stable")] = np.arange(len(queries)) * num_points // len(queries)
+    return tuple(
+        _agreement(first.where(point_of[rows] == point), study, has_interval=True).model_copy(
+            update={"until": datetime.fromtimestamp(float(done_at[point_of == point].max()), UTC)}
+        )
+        for point in range(num_points)
+    )
+
+
+def _times(response_ms: NDArray[np.int64]) -> TimesReport:
+    quantiles = dict(
+        zip(("5%", "25%", "50%", "75%", "95%"), map(_known, quality.response_quantiles(response_ms)), strict=True)
+    )
+    if not len(response_ms):
+        return TimesReport(quantiles_s=quantiles, edges_s=(), counts=())
+    seconds = response_ms / 1000.0
+    end = float(np.quantile(seconds, 0.97))
+    step = next((size for size in HISTOGRAM_STEPS_S if end / size <= MAX_BINS - 1), HISTOGRAM_STEPS_S[-1])
+    numbers = np.minimum(seconds // step, min(MAX_BINS - 1, end // step + 1)).astype(np.int64)
+    counts = np.bincount(numbers)
+    return TimesReport(
+        quantiles_s=quantiles,
+        edges_s=tuple(round(step * number, 3) for number in range(len(counts))),
+        counts=tuple(int(count) for count in counts),
+    )
+
+
+# ---------------------------------------------------------------- shares
+
+
+def _share(num_hits: int, num_trials: int, *, is_bias: bool = False) -> Share:
+    low, high = quality.wilson_interval(num_hits, num_trials)
+    return Share(
+        num_hits=num_hits,
+        num_trials=num_trials,
+        share=num_hits / num_trials if num_trials else None,
+        low=float(low),
+        high=float(high),
+        p_value=quality.binomial_p_value(num_hits, num_trials) if is_bias and num_trials else None,
+    )
+
+
+def _position_bias(columns: _Columns) -> Share:
+    is_left, is_decided = quality.shown_left(columns.choices, columns.is_flipped)
+    return _share(int(is_left.sum()), int(is_decided.sum()), is_bias=True)
+
+
+def _gold_masks(columns: _Columns) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Returns which answers are right, and which can be: a skip is neither."""
+    is_trial = (columns.gold != "") & (columns.choices != Choice.SKIP) & (columns.repeats == 0)
+    return is_trial & (columns.choices == columns.gold), is_trial
+
+
+def _gold(columns: _Columns) -> Share:
+    is_right, is_trial = _gold_masks(columns)
+    return _share(int(is_right.sum()), int(is_trial.sum()))
+
+
+def _gold_counts(
+    columns: _Columns, rows: NDArray[np.int64], num_people: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    is_right, is_trial = _gold_masks(columns)
+    return np.bincount(rows[is_right], minlength=num_people), np.bincount(rows[is_trial], minlength=num_people)
+
+
+def _consistency(columns: _Columns) -> Share:
+    counts = _consistency_counts(columns).values()
+    return _share(sum(same for same, _ in counts), sum(num for _, num in counts))
+
+
+def _consistency_counts(columns: _Columns) -> dict[str, tuple[int, int]]:
+    return quality.consistency_counts(columns.people, columns.queries, columns.choices, columns.repeats)
+
+
+# ---------------------------------------------------------------- people and arms
+
+
+def _reliabilities(columns: _Columns, people: NDArray[np.str_]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Returns each person's reliability, NaN where it is not known, and how many answers were compared."""
+    said = columns.where((columns.repeats == 0) & (columns.choices != Choice.SKIP))
+    # The only answer to a query would confirm itself.
+    compared = said.where(quality.is_shared(said.people, said.queries) | (said.gold != ""))
+    values, nums = np.full(len(people), np.nan), np.zeros(len(people), np.int64)
+    if len(compared):
+        known = dict(zip(compared.queries.tolist(), compared.gold.tolist(), strict=True))
+        fit = quality.dawid_skene(
+            compared.people,
+            compared.queries,
+            compared.choices,
+            known={query: choice for query, choice in known.items() if choice},
+        )
+        places = np.searchsorted(people, np.array(fit.annotator_ids))
+        nums[places] = fit.num_answers
+        values[places] = quality.reliability(fit.confusions, fit.prior)
+    return np.where(nums >= MIN_COMPARED, values, np.nan), nums
+
+
+def _weights(
+    reliabilities: NDArray[np.float64], hits: NDArray[np.int64], trials: NDArray[np.int64], study: StudyConfig
+) -> NDArray[np.float64]:
+    weights = np.where(np.isnan(reliabilities), 1.0, quality.reward_weight(np.nan_to_num(reliabilities)))
+    if study.min_gold_accuracy is not None:
+        failed = (trials >= MIN_GOLD) & (hits < study.min_gold_accuracy * trials)
+        weights = np.where(failed, 0.0, weights)
+    return weights
+
+
+def _annotators(columns: _Columns, study: StudyConfig) -> tuple[AnnotatorReport, ...]:
+    people, rows = np.unique(columns.people, return_inverse=True)
+    values, num_compared = _reliabilities(columns, people)
+    hits, trials = _gold_counts(columns, rows, len(people))
+    weights = _weights(values, hits, trials, study)
+    is_left, is_decided = quality.shown_left(columns.choices, columns.is_flipped)
+    lefts = np.bincount(rows[is_left], minlength=len(people))
+    decided = np.bincount(rows[is_decided], minlength=len(people))
+    consistent = _consistency_counts(columns)
+    order = np.argsort(rows, kind="stable")
+    groups = np.split(order, np.cumsum(np.bincount(rows, minlength=len(people)))[:-1]) if len(people) else []
+    is_pairwise = study.feedback == "pairwise"
+    reports = [
+        AnnotatorReport(
+            annotator_id=str(people[i]),
+            arm=str(columns.arms[group[-1]]),
+            num_answers=len(group),
+            num_compared=int(num_compared[i]),
+            reliability=_known(values[i]),
+            weight=float(weights[i]),
+            gold=_share(int(hits[i]), int(trials[i])),
+            position_bias=_share(int(lefts[i]), int(decided[i]), is_bias=True),
+            consistency=_share(*consistent.get(str(people[i]), (0, 0))),
+            skip_share=float(np.mean(columns.choices[group] == Choice.SKIP)) if is_pairwise else 0.0,
+            median_s=float(np.median(columns.response_ms[group])) / 1000.0,
+            last_answered_at=datetime.fromtimestamp(float(columns.times[group].max()), UTC),
+        )
+        for i, group in enumerate(groups)
+    ]
+    return tuple(sorted(reports, key=lambda row: (-row.num_answers, row.annotator_id)))
+
+
+def _arms(columns: _Columns, study: StudyConfig) -> tuple[ArmReport, ...]:
+    """Returns the arms in the order of the study, also those without answers."""
+    names = list(dict.fromkeys([arm.name for arm in study.arms] + sorted(set(columns.arms.tolist()) - {""})))
+    reports = []
+    for name in names:
+        part = columns.where(columns.arms == name)
+        reports.append(
+            ArmReport(
+                arm=name,
+                num_annotators=len(np.unique(part.people)),
+                num_answers=len(part),
+                agreement=_agreement(part, study, has_interval=True),
+                gold=_gold(part),
+                position_bias=_position_bias(part),
+                consistency=_consistency(part),
+                median_s=_median_s(part.response_ms),
+                median_overlay_s=_median_s(part.overlay_ms),
+            )
+        )
+    return tuple(reports)
+
+
+def _median_s(ms: NDArray[np.int64]) -> float | None:
+    return float(np.median(ms)) / 1000.0 if len(ms) else None
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
