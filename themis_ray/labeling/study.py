@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from themis_ray.errors import ConfigError
-from themis_ray.feedback.studies import FeedbackKind, Slug
+from themis_ray.wire import FeedbackKind, Slug
 
 __all__ = [
     "Arm",

@@ -1,0 +1,373 @@
+"""Studies, their clips and their queries."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from themis_ray.data import Choice
+from themis_ray.labeling import tables
+from themis_ray.labeling.database import Database
+from themis_ray.labeling.store.access import write_audit
+from themis_ray.labeling.store.draws import draw
+from themis_ray.labeling.store.errors import ConflictError, NotFoundError, WrongError
+from themis_ray.labeling.study import StudyConfig
+from themis_ray.wire import NewQuery
+
+__all__ = ["Status", "Studies", "StudyCounts", "StudyRow", "make_study", "read_study", "to_study"]
+
+Status = Literal["running", "paused", "stopped"]
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """A study as it is now."""
+
+    id: str
+    config: StudyConfig
+    revision: int
+    status: Status
+    created_at: float
+    stopped_at: float | None
+
+
+@dataclass(frozen=True)
+class StudyCounts:
+    """How far a study is. Answers that were undone do not count, nor does practice."""
+
+    num_queries: int
+    num_gold: int
+    num_practice: int
+    num_answers: int
+    num_wanted: int
+    num_waiting: int
+    num_annotators: int
+    num_done: int
+    num_withdrawn: int
+
+
+MAX_PARSED = 256
+_parsed: dict[str, StudyConfig] = {}
+
+
+def read_study(connection: Connection, study_id: str) -> StudyRow:
+    """Returns a study.
+
+    Raises:
+        NotFoundError: There is none of this id.
+    """
+    row = connection.execute(select(tables.study).where(tables.study.c.id == study_id)).one_or_none()
+    if row is None:
+        raise NotFoundError(f"there is no study {study_id!r}. themis study list names those there are.")
+    return to_study(row)
+
+
+def to_study(row: Any) -> StudyRow:
+    """Returns the study of a row of its table."""
+    return make_study(row.id, row.settings, row.revision, row.status, row.created_at, row.stopped_at)
+
+
+def make_study(
+    study_id: str, settings: str, revision: int, status: Status, created_at: float, stopped_at: float | None
+) -> StudyRow:
+    """Returns a study; settings that have not changed are parsed once."""
+    config = _parsed.get(settings)
+    if config is None:
+        if len(_parsed) >= MAX_PARSED:
+            _parsed.clear()
+        config = _parsed[settings] = StudyConfig.model_validate_json(settings)
+    return StudyRow(study_id, config, revision, status, created_at, stopped_at)
+
+
+class Studies:
+    """What experimenters make and see."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(self, config: StudyConfig, actor: str) -> StudyRow:
+        """Makes a study, which runs at once. The same study again changes nothing.
+
+        Raises:
+            ConflictError: Another study has this id.
+        """
+        with self._database.write() as connection:
+            row = connection.execute(select(tables.study).where(tables.study.c.id == config.id)).one_or_none()
+            if row is not None:
+                known = to_study(row)
+                if known.config != config:
+                    raise ConflictError(
+                        f"there is a study {config.id!r} with other settings. Choose another id; a study that people "
+                        "have seen keeps its settings."
+                    )
+                return known
+            connection.execute(
+                insert(tables.study).values(
+                    id=config.id,
+                    settings=config.model_dump_json(),
+                    revision=1,
+                    status="running",
+                    created_at=time.time(),
+                )
+            )
+            write_audit(connection, actor, "study.create", config.id, {"title": config.title})
+            return read_study(connection, config.id)
+
+    def get(self, study_id: str) -> StudyRow:
+        """Returns a study.
+
+        Raises:
+            NotFoundError: There is none of this id.
+        """
+        with self._database.read() as connection:
+            return read_study(connection, study_id)
+
+    def all(self) -> list[StudyRow]:
+        """Returns all studies, the newest first."""
+        with self._database.read() as connection:
+            rows = connection.execute(select(tables.study).order_by(tables.study.c.created_at.desc())).all()
+        return [to_study(row) for row in rows]
+
+    def set_status(self, study_id: str, status: Status, actor: str) -> StudyRow:
+        """Lets a study run, pause or stop. A stopped one can go on.
+
+        Raises:
+            NotFoundError: There is no such study.
+        """
+        with self._database.write() as connection:
+            read_study(connection, study_id)
+            stopped_at = time.time() if status == "stopped" else None
+            connection.execute(
+                update(tables.study).where(tables.study.c.id == study_id).values(status=status, stopped_at=stopped_at)
+            )
+            write_audit(connection, actor, f"study.{status}", study_id, {})
+            return read_study(connection, study_id)
+
+    def extend(
+        self, study_id: str, actor: str, *, overlap: int | None = None, queries_per_annotator: int | None = None
+    ) -> StudyRow:
+        """Asks for more: answers per query, of queries with a smaller overlap, or queries per annotator.
+
+        Raises:
+            NotFoundError: There is no such study.
+            WrongError: A number is smaller than before.
+        """
+        with self._database.write() as connection:
+            row = read_study(connection, study_id)
+            changes = {"overlap": overlap, "queries_per_annotator": queries_per_annotator}
+            changes = {name: value for name, value in changes.items() if value is not None}
+            for name, value in changes.items():
+                if value < getattr(row.config, name):
+                    raise WrongError(f"{name} {value} is less than before ({getattr(row.config, name)}). Give more.")
+            config = row.config.model_copy(update=changes)
+            connection.execute(
+                update(tables.study)
+                .where(tables.study.c.id == study_id)
+                .values(settings=config.model_dump_json(), revision=tables.study.c.revision + 1)
+            )
+            if overlap is not None:
+                connection.execute(
+                    update(tables.query)
+                    .where(
+                        tables.query.c.study_id == study_id,
+                        tables.query.c.kind == "ordinary",
+                        tables.query.c.overlap < overlap,
+                    )
+                    .values(overlap=overlap)
+                )
+            if queries_per_annotator is not None:  # those who were through have work again
+                connection.execute(
+                    update(tables.annotator)
+                    .where(
+                        tables.annotator.c.study_id == study_id,
+                        tables.annotator.c.stage == "after",
+                        tables.annotator.c.num_answered < queries_per_annotator,
+                    )
+                    .values(stage="work")
+                )
+            write_audit(connection, actor, "study.extend", study_id, changes)
+            return read_study(connection, study_id)
+
+    # ---------------------------------------------------------------- clips and queries
+
+    def has_clip(self, study_id: str, name: str) -> bool:
+        """Whether a study has a clip of this name."""
+        with self._database.read() as connection:
+            return _known_clips(connection, study_id, [name]) == {name}
+
+    def add_clip(self, study_id: str, name: str, num_bytes: int) -> None:
+        """Tells that a file is part of a study.
+
+        Raises:
+            NotFoundError: There is no such study.
+        """
+        with self._database.write() as connection:
+            read_study(connection, study_id)
+            values = {"study_id": study_id, "name": name, "num_bytes": num_bytes, "created_at": time.time()}
+            connection.execute(_insert_new(self._database, tables.clip, [values]))
+
+    def add_queries(self, study_id: str, queries: Sequence[NewQuery], actor: str) -> int:
+        """Adds queries and returns how many of them are new; known ids change nothing.
+
+        Raises:
+            NotFoundError: There is no such study.
+            WrongError: A clip is missing, a gold or practice pair has no right answer, or one side is missing.
+        """
+        with self._database.write() as connection:
+            row = read_study(connection, study_id)
+            _check_queries(connection, row, queries)
+            ids = [query.id for query in queries]
+            known = set(
+                connection.execute(
+                    select(tables.query.c.id).where(tables.query.c.study_id == study_id, tables.query.c.id.in_(ids))
+                ).scalars()
+            )
+            new = {query.id: query for query in queries if query.id not in known}
+            if new:
+                now = time.time()
+                values = [_query_values(study_id, query, row.config.overlap, now) for query in new.values()]
+                connection.execute(_insert_new(self._database, tables.query, values))
+                write_audit(connection, actor, "queries.add", study_id, {"num_queries": len(new)})
+            return len(new)
+
+    def counts(self, study_id: str) -> StudyCounts:
+        """Counts what a study has.
+
+        Raises:
+            NotFoundError: There is no such study.
+        """
+        query, annotator = tables.query.c, tables.annotator.c
+        with self._database.read() as connection:
+            read_study(connection, study_id)
+            kinds = {
+                row.kind: row
+                for row in connection.execute(
+                    select(
+                        query.kind,
+                        func.count().label("num"),
+                        func.sum(query.num_answers).label("num_answers"),
+                        func.sum(query.overlap).label("num_wanted"),
+                        func.sum(query.overlap - query.num_answers)
+                        .filter(query.overlap > query.num_answers)
+                        .label("num_waiting"),
+                    )
+                    .where(query.study_id == study_id)
+                    .group_by(query.kind)
+                )
+            }
+            stages: dict[str, int] = dict(
+                connection.execute(
+                    select(annotator.stage, func.count())
+                    .where(annotator.study_id == study_id)
+                    .group_by(annotator.stage)
+                )
+                .tuples()
+                .all()
+            )
+        ordinary = kinds.get("ordinary")
+        return StudyCounts(
+            num_queries=ordinary.num if ordinary else 0,
+            num_gold=kinds["gold"].num if "gold" in kinds else 0,
+            num_practice=kinds["practice"].num if "practice" in kinds else 0,
+            num_answers=sum(row.num_answers for kind, row in kinds.items() if kind != "practice"),
+            num_wanted=ordinary.num_wanted if ordinary else 0,
+            num_waiting=(ordinary.num_waiting or 0) if ordinary else 0,
+            num_annotators=sum(stages.values()),
+            num_done=stages.get("done", 0),
+            num_withdrawn=stages.get("withdrawn", 0),
+        )
+
+    def query(self, study_id: str, query_id: str) -> Any:
+        """Returns the row of a query.
+
+        Raises:
+            NotFoundError: There is no such query in this study.
+        """
+        with self._database.read() as connection:
+            row = connection.execute(
+                select(tables.query).where(tables.query.c.study_id == study_id, tables.query.c.id == query_id)
+            ).one_or_none()
+        if row is None:
+            raise NotFoundError(f"study {study_id!r} has no query {query_id!r}.")
+        return row
+
+    def queries(self, study_id: str, *, after: str = "", limit: int = 100) -> list[Any]:
+        """Returns rows of queries in the order of their ids, from the one behind `after` on."""
+        with self._database.read() as connection:
+            return list(
+                connection.execute(
+                    select(tables.query)
+                    .where(tables.query.c.study_id == study_id, tables.query.c.id > after)
+                    .order_by(tables.query.c.id)
+                    .limit(limit)
+                )
+            )
+
+    def claim_notice(self, study_id: str, event: str) -> bool:
+        """Whether nobody has been told of this event yet; from now on somebody has."""
+        values = {"study_id": study_id, "event": event, "sent_at": time.time()}
+        with self._database.write() as connection:
+            return connection.execute(_insert_new(self._database, tables.notice, [values])).rowcount == 1
+
+
+def _check_queries(connection: Connection, study: StudyRow, queries: Sequence[NewQuery]) -> None:
+    named = {side.clip for query in queries for side in (query.left, query.right) if side is not None}
+    missing = named - _known_clips(connection, study.id, sorted(named))
+    if missing:
+        raise WrongError(
+            f"{len(missing)} clips are not in study {study.id!r}, such as {min(missing)}. Send clips before queries."
+        )
+    for query in queries:
+        if query.feedback != study.config.feedback:
+            raise WrongError(f"query {query.id} is {query.feedback}, study {study.id!r} is {study.config.feedback}.")
+        if (query.right is None) != (query.feedback != "pairwise"):
+            raise WrongError(f"query {query.id}: pairwise has two sides, {query.feedback} given as it is has not.")
+        if query.right is not None and query.right.segment_id == query.left.segment_id:
+            raise WrongError(f"query {query.id} has the same segment on both sides.")
+        if query.feedback == "pairwise" and (query.kind == "ordinary") != (query.gold_choice is None):
+            raise WrongError(f"query {query.id}: gold and practice pairs need gold_choice, ordinary ones have none.")
+        if query.gold_choice is Choice.SKIP:
+            raise WrongError(f"query {query.id}: the right answer cannot be skip.")
+
+
+def _known_clips(connection: Connection, study_id: str, names: Sequence[str]) -> set[str]:
+    return set(
+        connection.execute(
+            select(tables.clip.c.name).where(tables.clip.c.study_id == study_id, tables.clip.c.name.in_(names))
+        ).scalars()
+    )
+
+
+def _query_values(study_id: str, query: NewQuery, overlap: int, now: float) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "study_id": study_id,
+        "id": query.id,
+        "feedback": query.feedback,
+        "kind": query.kind,
+        "gold_choice": query.gold_choice,
+        "overlap": query.overlap or overlap,
+        "num_taken": 0,
+        "num_answers": 0,
+        "place": draw(study_id, query.id, "place"),
+        "about": query.about,
+        "created_at": now,
+    }
+    for name, side in (("left", query.left), ("right", query.right)):
+        values |= {
+            f"{name}_segment": side.segment_id if side else None,
+            f"{name}_clip": side.clip if side else None,
+            f"{name}_num_frames": side.num_frames if side else None,
+            f"{name}_clip_fps": side.clip_fps if side else None,
+        }
+    return values
+
+
+def _insert_new(database: Database, table: Any, values: Sequence[dict[str, Any]]) -> Any:
+    """An insert that passes over rows that are there."""
+    dialect = sqlite if database.is_sqlite else postgresql
+    return dialect.insert(table).values(values).on_conflict_do_nothing()
