@@ -17,9 +17,11 @@ __all__ = [
     "AnswerPage",
     "AnswerReceipt",
     "AssignmentView",
+    "ClipName",
     "ClipView",
     "FeedbackKind",
     "JoinRequest",
+    "LongId",
     "NewAnswer",
     "NewQuery",
     "NewSide",
@@ -29,6 +31,7 @@ __all__ = [
     "Slug",
     "Stage",
     "StoredAnswer",
+    "Wire",
     "Work",
 ]
 

@@ -165,7 +165,6 @@ class StudyConfig(Part):
     min_gold_accuracy: float | None = Field(
         default=None, ge=0, le=1, description="Below it after 5 gold pairs, labels weigh nothing. Nobody is rejected."
     )
-    is_open: bool = Field(default=True, description="Whether everybody with the study's link may take part.")
     max_annotators: int | None = Field(default=None, ge=1)
     panel: Panel = Panel()
     retention_days: int | None = Field(default=None, ge=1, description="After the stop, ids of panels are deleted.")

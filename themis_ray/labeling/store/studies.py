@@ -308,6 +308,18 @@ class Studies:
                 )
             )
 
+    def gold_choices(self, study_id: str) -> dict[str, str]:
+        """Returns the right answers of a study's gold queries by id."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                select(tables.query.c.id, tables.query.c.gold_choice).where(
+                    tables.query.c.study_id == study_id,
+                    tables.query.c.kind == "gold",
+                    tables.query.c.gold_choice.is_not(None),
+                )
+            )
+            return {row.id: row.gold_choice for row in rows}
+
     def claim_notice(self, study_id: str, event: str) -> bool:
         """Whether nobody has been told of this event yet; from now on somebody has."""
         values = {"study_id": study_id, "event": event, "sent_at": time.time()}

@@ -276,6 +276,9 @@ class Work:
                 raise TooManyError(f"more than {MAX_ANSWERS_PER_MINUTE} answers in a minute. Wait a little and go on.")
             row = self._find(connection, annotator, new.assignment_id)
             _check_kind(row, new)
+            min_watched_s = annotator.study.config.min_watched_s
+            if new.watched_ms < 1000.0 * min_watched_s:
+                raise WrongError(f"watch the clips for {min_watched_s:g} s before you answer.")
             annotator, feedback = self._store(connection, annotator, row, new)
             desk = self._fill(connection, annotator, new.count, is_changed=True)
             return Receipt(False, desk, feedback)

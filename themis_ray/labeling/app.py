@@ -1,0 +1,86 @@
+"""The web application: `create_app(service)`. Nothing happens when this is imported."""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+
+from themis_ray.labeling.callers import AnyCaller
+from themis_ray.labeling.metrics import SecureHeaders, Timing
+from themis_ray.labeling.routes import annotator, experimenter, health
+from themis_ray.labeling.service import Service
+from themis_ray.labeling.store import StoreError
+from themis_ray.labeling.web.render import STATIC_FOLDER
+
+__all__ = ["create_app"]
+
+logger = logging.getLogger("themis_ray")
+
+API = "/api/v1"
+RETRY_AFTER_S = "2"
+
+
+def create_app(service: Service) -> FastAPI:
+    """Returns the application of a service, an ASGI callable.
+
+    Args:
+        service: Where it stores, what it signs with, where its clips are.
+    """
+    app = FastAPI(
+        title="themis_ray labelling service",
+        version="1",
+        openapi_url=None,  # served below, to those who may use it
+        docs_url=None,
+        redoc_url=None,
+        root_path=service.settings.root,
+    )
+    app.state.service = service
+    app.include_router(health.router)
+    app.include_router(annotator.router, prefix=API)
+    app.include_router(experimenter.router, prefix=API)
+
+    @app.get(f"{API}/openapi.json", include_in_schema=False)
+    def openapi(caller: AnyCaller) -> JSONResponse:
+        del caller
+        return JSONResponse(app.openapi())
+
+    app.mount("/static", StaticFiles(directory=STATIC_FOLDER), name="static")
+    app.add_exception_handler(StoreError, _refuse)
+    app.add_exception_handler(RequestValidationError, _refuse_wrong)
+    app.add_exception_handler(HTTPException, _refuse_http)
+    app.add_exception_handler(OperationalError, _refuse_busy)
+    app.add_middleware(SecureHeaders, clips_origin=service.settings.clips_origin, is_https=service.settings.is_https)
+    app.add_middleware(Timing)
+    return app
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    assert isinstance(error, StoreError)
+    headers = {"Retry-After": RETRY_AFTER_S} if error.status in (429, 503) else {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse({"error": str(error)}, error.status, headers)
+
+
+async def _refuse_wrong(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    wrong = "; ".join(
+        f"{'.'.join(str(part) for part in row['loc'][1:]) or row['loc'][0]}: {row['msg']}" for row in error.errors()
+    )
+    return JSONResponse({"error": f"{wrong}."}, 422)
+
+
+async def _refuse_http(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+
+
+async def _refuse_busy(_: Request, error: Exception) -> Response:
+    logger.warning("The database did not answer: %s", error)
+    return JSONResponse({"error": "the database is busy. Send it again."}, 503, {"Retry-After": RETRY_AFTER_S})

@@ -1,0 +1,138 @@
+"""What every part of the web application needs: the store, the signer, where clips are."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from themis_ray.labeling.report import StudyReport, annotator_weights, study_report
+from themis_ray.labeling.security import Signer
+from themis_ray.labeling.signing import clip_until, sign_clip
+from themis_ray.labeling.store import Assignment, Clip, Desk, LabelStore, StudyRow
+from themis_ray.wire import AssignmentView, ClipView, StoredAnswer, Work
+
+__all__ = ["Service", "ServiceSettings"]
+
+REPORT_MAX_AGE_S = 5.0
+ANSWERS_PER_READ = 20_000
+
+
+@dataclass(frozen=True)
+class ServiceSettings:
+    """How a service is reached and where it keeps its files.
+
+    Attributes:
+        secret: What everything is signed with.
+        clips_folder: Holds STUDY/NAME for every clip.
+        clips_url: Where clips are sent from, such as http://127.0.0.1:8001; without a slash at the end.
+        public_url: Where people reach the service; decides whether cookies need https.
+        root: What stands before every path where the service is not at the top of its host, such as /labels.
+        metrics_token: Who may read /metrics with it; empty: admins only.
+        joins_per_minute: People who may come to a study in a minute.
+        max_clip_bytes: Size of the largest clip.
+    """
+
+    secret: bytes
+    clips_folder: Path
+    clips_url: str
+    public_url: str
+    root: str = ""
+    metrics_token: str = ""
+    joins_per_minute: int = 600
+    max_clip_bytes: int = 20 * 2**20
+
+    @property
+    def is_https(self) -> bool:
+        """Whether people reach the service by https."""
+        return self.public_url.startswith("https://")
+
+    @property
+    def clips_origin(self) -> str:
+        """Scheme, host and port of the clips; empty where they come from the service's own."""
+        parts = urlsplit(self.clips_url)
+        return f"{parts.scheme}://{parts.netloc}" if parts.netloc else ""
+
+
+@dataclass
+class Service:
+    """One process of the labelling service."""
+
+    store: LabelStore
+    settings: ServiceSettings
+    signer: Signer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.signer = Signer(self.settings.secret)
+        self._reports: dict[str, tuple[float, StudyReport, dict[str, float]]] = {}
+        self._lock = threading.Lock()
+
+    # ---------------------------------------------------------------- what is shown
+
+    def clip_url(self, study_id: str, name: str) -> str:
+        """Returns the signed address of a clip."""
+        query = sign_clip(self.settings.secret, study_id, name, clip_until(time.time()))
+        return f"{self.settings.clips_url}/clips/{study_id}/{name}?{query}"
+
+    def work(self, desk: Desk) -> Work:
+        """Returns a desk as it is sent."""
+        return Work(
+            stage=desk.stage,
+            assignments=tuple(self._assignment(desk, assignment) for assignment in desk.assignments),
+            progress=desk.progress,
+            is_waiting=desk.is_waiting,
+        )
+
+    def _assignment(self, desk: Desk, assignment: Assignment) -> AssignmentView:
+        study_id = desk.annotator.study.id
+        return AssignmentView(
+            assignment_id=assignment.id,
+            feedback=assignment.feedback,
+            left=self._clip(study_id, assignment.left),
+            right=None if assignment.right is None else self._clip(study_id, assignment.right),
+            is_practice=assignment.is_practice,
+            leased_until=assignment.leased_until,
+            overlay=desk.annotator.overlay,
+        )
+
+    def _clip(self, study_id: str, clip: Clip) -> ClipView:
+        return ClipView(url=self.clip_url(study_id, clip.name), num_frames=clip.num_frames, clip_fps=clip.clip_fps)
+
+    def entrance(self, study: StudyRow) -> str:
+        """Returns the path of a study's entrance, which works as long as the study does."""
+        invitation = self.signer.make_invitation("annotator", study.id, 10 * 365 * 86_400)
+        return f"{self.settings.root}/s/{study.id}?invitation={invitation}"
+
+    # ---------------------------------------------------------------- what is known of a study
+
+    def all_answers(self, study_id: str) -> list[StoredAnswer]:
+        """Returns all answers of a study."""
+        found: list[StoredAnswer] = []
+        while True:
+            page = self.store.work.answers(study_id, after=found[-1].number if found else 0, limit=ANSWERS_PER_READ)
+            found.extend(page.answers)
+            if len(page.answers) < ANSWERS_PER_READ:
+                return found
+
+    def report(self, study_id: str) -> StudyReport:
+        """Returns the report of a study, a few seconds old at most."""
+        return self._report(study_id)[0]
+
+    def weights(self, study_id: str) -> dict[str, float]:
+        """Returns the weight of each annotator's answers, a few seconds old at most; all 1 without overlap."""
+        return self._report(study_id)[1]
+
+    def _report(self, study_id: str) -> tuple[StudyReport, dict[str, float]]:
+        with self._lock:  # one request makes it, others wait for that one
+            made_at, report, weights = self._reports.get(study_id, (0.0, None, {}))
+            if report is None or time.monotonic() - made_at > REPORT_MAX_AGE_S:
+                study = self.store.studies.get(study_id)
+                answers = self.all_answers(study_id)
+                gold = self.store.studies.gold_choices(study_id)
+                waiting = self.store.studies.counts(study_id).num_waiting
+                report = study_report(answers, study.config, gold=gold, num_waiting=waiting)
+                weights = annotator_weights(answers, study.config, gold) if study.config.overlap > 1 else {}
+                self._reports[study_id] = (time.monotonic(), report, weights)
+        return report, weights
