@@ -2,27 +2,57 @@
 
 from __future__ import annotations
 
+import functools
+import re
+import sqlite3
 import threading
-from collections.abc import Iterator
+import time
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from themis_ray.errors import ConfigError
 
-__all__ = ["Database"]
+__all__ = ["Database", "repeated"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_MS = 20_000
 POOL_SIZE = 16
 # Any number that no other program takes: replicas that start together migrate one after another.
 MIGRATION_LOCK, ANSWER_LOCK = 7_461_001, 7_461_002
+DRIVERS = ("sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg")
+PASSING_ERRORS = ("40001", "40P01")  # Postgres' serialization_failure and deadlock_detected
+NUM_ATTEMPTS = 6
+_alembic_lock = threading.Lock()  # alembic keeps what it does in global variables
+
+
+def repeated(method: Callable[P, T]) -> Callable[P, T]:
+    """Calls again what Postgres gave up because two transactions waited for each other; nothing of it was stored."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        for attempt in range(1, NUM_ATTEMPTS):
+            try:
+                return method(*args, **kwargs)
+            except DBAPIError as error:
+                if getattr(error.orig, "sqlstate", None) not in PASSING_ERRORS:
+                    raise
+            time.sleep(0.005 * attempt)
+        return method(*args, **kwargs)
+
+    return call
 
 
 class Database:
@@ -42,9 +72,12 @@ class Database:
     def __init__(self, url: str) -> None:
         try:
             parsed = make_url(url)
+            if parsed.drivername not in DRIVERS:
+                raise ConfigError(
+                    f"database_url {parsed.drivername!r} is not supported. Give sqlite:///FILE or "
+                    "postgresql+psycopg://USER@HOST/NAME."
+                )
             self.is_sqlite = parsed.get_backend_name() == "sqlite"
-            if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-                raise ConfigError(f"database_url {parsed.drivername!r} is not supported. Give sqlite or postgresql.")
             if parsed.drivername == "postgresql":
                 parsed = parsed.set(drivername="postgresql+psycopg")
             self.engine = (
@@ -52,35 +85,46 @@ class Database:
                 if self.is_sqlite
                 else create_engine(parsed, pool_size=POOL_SIZE, max_overflow=POOL_SIZE, pool_pre_ping=True)
             )
-        except (ArgumentError, NoSuchModuleError) as error:
-            raise ConfigError(f"database_url {url!r} is no address of a database ({error}).") from error
+        except (ArgumentError, NoSuchModuleError, ValueError) as error:
+            raise ConfigError(
+                f"database_url {_without_password(url)!r} is no address of a database. Give sqlite:///FILE or "
+                "postgresql+psycopg://USER@HOST/NAME."
+            ) from error
         except ImportError as error:
             raise ConfigError(
                 f"database_url needs a driver that is not here ({error}). pip install 'themis-ray[postgres]'."
             ) from error
         self._write_lock = threading.Lock()
+        self._reader = (
+            self.engine
+            if self.is_sqlite
+            else self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        )
 
     def migrate(self) -> None:
         """Brings the schema to its newest version; does nothing where it is.
 
         Raises:
-            ConfigError: The database cannot be reached.
+            ConfigError: The database cannot be reached, is none, or was made by a newer version.
         """
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
         try:
-            with self._write_lock, self.engine.execution_options(writes=True).begin() as connection:
+            with _alembic_lock, self._write_lock, self.engine.execution_options(writes=True).begin() as connection:
                 if not self.is_sqlite:
                     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
-        except SQLAlchemyError as error:
-            raise ConfigError(f"the database cannot be prepared: {error.__cause__ or error}") from error
+        except (SQLAlchemyError, sqlite3.Error, CommandError) as error:
+            reason = error.orig if isinstance(error, DBAPIError) else error
+            raise ConfigError(
+                f"the database {self.engine.url.render_as_string()} cannot be prepared: {reason}. Check database_url."
+            ) from error
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that changes nothing and sees one state of the data."""
-        with self.engine.begin() as connection:
+        with self._reader.begin() as connection:
             yield connection
 
     @contextmanager
@@ -93,14 +137,22 @@ class Database:
             with self.engine.begin() as connection:
                 yield connection
 
-    def lock_answers(self, connection: Connection) -> None:
-        """Lets answers get their numbers in the order in which they become visible, so that a cursor misses none."""
+    def lock_answers(self, connection: Connection, study_id: str) -> None:
+        """Lets answers of a study get numbers in the order in which they become visible, so that a cursor misses none.
+
+        The lock is held until the transaction ends. Who takes it last of all waits for nothing while holding it.
+        """
         if not self.is_sqlite:
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ANSWER_LOCK})
+            keys = {"key": ANSWER_LOCK, "study": zlib.crc32(study_id.encode()) - 2**31}
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key, :study)"), keys)
 
     def close(self) -> None:
         """Closes all connections."""
         self.engine.dispose()
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
 def _sqlite_engine(url: Any) -> Engine:
@@ -112,7 +164,7 @@ def _sqlite_engine(url: Any) -> Engine:
     def _prepare(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # BEGIN is sent by `_begin`
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
+        for pragma in (f"busy_timeout={BUSY_TIMEOUT_MS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 

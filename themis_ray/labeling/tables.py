@@ -2,6 +2,7 @@
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     Column,
     Float,
@@ -123,7 +124,7 @@ assignment = Table(
     Column("annotator_id", ID, nullable=False),
     Column("repeat", Integer, nullable=False),
     Column("is_flipped", Boolean, nullable=False),
-    Column("number", Integer, nullable=False),  # the annotator's first, second, ...
+    Column("number", Integer, nullable=False),  # order on the annotator's desk
     Column("state", String(16), nullable=False),
     Column("created_at", Float, nullable=False),
     Column("leased_until", Float, nullable=False),
@@ -148,7 +149,7 @@ answer = Table(
     Column("rating", Float),
     Column("steps", JSON(none_as_null=True)),
     Column("actions", JSON(none_as_null=True)),
-    Column("reset_seed", Integer),
+    Column("reset_seed", BigInteger),
     Column("is_undone", Boolean, nullable=False),
     Column("response_ms", Integer, nullable=False),
     Column("watched_ms", Integer, nullable=False),

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, case, delete, insert, select, update
+from sqlalchemy import Connection, case, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from themis_ray.labeling import tables
@@ -96,10 +96,16 @@ class Access:
         with self._database.read() as connection:
             return self._member(connection, member_id)
 
-    def add_to_study(self, member_id: str, study_id: str) -> None:
-        """Lets a member see a study."""
+    def add_to_study(self, member_id: str, study_id: str, actor: str | None = None) -> None:
+        """Lets a member see a study. `actor` is who lets them; None: the member, whose study it is.
+
+        Raises:
+            NotFoundError: There is no such member or no such study.
+        """
         with self._database.write() as connection:
+            self._member(connection, member_id)
             self._join(connection, member_id, study_id)
+            write_audit(connection, actor or member_id, "member.add", study_id, {"member": member_id})
 
     def deactivate(self, member_id: str, actor: str) -> None:
         """Ends a membership; sessions of the member end with it.
@@ -185,7 +191,7 @@ class Access:
             changed = connection.execute(
                 update(tables.token)
                 .where(tables.token.c.id == token_id, tables.token.c.study_id == study_id)
-                .values(revoked_at=time.time())
+                .values(revoked_at=func.coalesce(tables.token.c.revoked_at, time.time()))
             )
             if changed.rowcount == 0:
                 raise NotFoundError(f"study {study_id!r} has no token {token_id!r}.")

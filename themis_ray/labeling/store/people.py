@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, select, upda
 from sqlalchemy.dialects import postgresql, sqlite
 
 from themis_ray.labeling import tables
-from themis_ray.labeling.database import Database
+from themis_ray.labeling.database import Database, repeated
 from themis_ray.labeling.store.access import write_audit
 from themis_ray.labeling.store.draws import draw
 from themis_ray.labeling.store.errors import ConflictError, ForbiddenError, NotFoundError, WrongError
@@ -22,7 +23,7 @@ from themis_ray.labeling.store.studies import StudyRow, make_study, read_study, 
 from themis_ray.labeling.study import ChoiceQuestion, ScaleQuestion, StudyConfig, TextQuestion
 from themis_ray.wire import Stage
 
-__all__ = ["Annotator", "Completion", "People", "first_stage", "lock_annotator", "stage_after"]
+__all__ = ["Annotator", "Completion", "People", "first_stage", "lock_annotator", "release_desk", "stage_after"]
 
 STAGES: tuple[Stage, ...] = ("consent", "before", "practice", "work", "after", "done")
 ENDED: tuple[Stage, ...] = ("done", "withdrawn", "screened_out")
@@ -89,7 +90,7 @@ _LOCK = (
     .join(tables.study, tables.study.c.id == tables.annotator.c.study_id)
     .where(tables.annotator.c.id == bindparam("key"))
 )
-_LOCK_FOR_UPDATE = _LOCK.with_for_update(of=tables.annotator)
+_LOCK_FOR_UPDATE = _LOCK.with_for_update(of=tables.annotator, key_share=True)
 
 
 def lock_annotator(connection: Connection, annotator_id: str, *, is_locked: bool = True) -> Annotator:
@@ -131,7 +132,7 @@ class People:
             ForbiddenError: The study has stopped or has enough people.
         """
         with self._database.write() as connection:
-            study = read_study(connection, study_id)
+            study = read_study(connection, study_id, is_locked=True)  # counts and panel ids are exact
             kept = {name: panel[name] for name in study.config.panel.id_parameters if panel.get(name)}
             key = _panel_key(study, kept)
             if key is not None:
@@ -189,6 +190,7 @@ class People:
                 )
             )
 
+    @repeated
     def consent(self, annotator_id: str, version: str, consent_hash: str, *, agrees: bool) -> Annotator:
         """Stores that a person agrees to a text, or ends their part if they do not.
 
@@ -213,6 +215,7 @@ class People:
                 self._end(connection, annotator, "withdrawn", annotator.study.config.panel.code_no_consent)
             return lock_annotator(connection, annotator_id)
 
+    @repeated
     def respond(self, annotator_id: str, which: str, answers: Mapping[str, Any]) -> Annotator:
         """Stores answers to the questions before or after the work.
 
@@ -220,6 +223,8 @@ class People:
             ConflictError: It is not the time for these questions.
             WrongError: An answer is missing or none of those allowed.
         """
+        if which not in ("before", "after"):
+            raise WrongError(f"there are no questions {which!r}. Give before or after.")
         with self._database.write() as connection:
             annotator = lock_annotator(connection, annotator_id)
             _require_stage(annotator, which)
@@ -246,6 +251,7 @@ class People:
                 set_stage(connection, annotator_id, stage_after(config, annotator.stage))
             return lock_annotator(connection, annotator_id)
 
+    @repeated
     def finish(self, annotator_id: str) -> Completion:
         """Ends the work, or the whole; the code is stored before anybody is sent anywhere.
 
@@ -255,7 +261,7 @@ class People:
         with self._database.write() as connection:
             annotator = lock_annotator(connection, annotator_id)
             if annotator.stage == "work":
-                _release(connection, annotator_id)
+                release_desk(connection, annotator_id)
                 if stage_after(annotator.study.config, "work") == "done":
                     self._end(connection, annotator, "done", annotator.study.config.panel.code_complete)
                 else:
@@ -264,23 +270,24 @@ class People:
                 raise ConflictError(f"{annotator.stage} comes first.")
             return self._completion(connection, annotator_id)
 
+    @repeated
     def withdraw(self, annotator_id: str, by: str) -> Completion:
         """Removes everything a person has said, and leaves a tombstone. Twice is as once."""
         with self._database.write() as connection:
             annotator = lock_annotator(connection, annotator_id)
             study_id = annotator.study.id
             dialect = sqlite if self._database.is_sqlite else postgresql
-            given, held = _count_places(connection, annotator_id)
+            given, held, num_answers = _count_places(connection, annotator_id)
             connection.execute(delete(tables.answer).where(tables.answer.c.annotator_id == annotator_id))
             connection.execute(delete(tables.assignment).where(tables.assignment.c.annotator_id == annotator_id))
             connection.execute(delete(tables.response).where(tables.response.c.annotator_id == annotator_id))
-            for query_id in given.keys() | held.keys():
+            for query_id in sorted(given | held):
                 connection.execute(
                     update(tables.query)
                     .where(tables.query.c.study_id == study_id, tables.query.c.id == query_id)
                     .values(
-                        num_answers=tables.query.c.num_answers - given.get(query_id, 0),
-                        num_taken=tables.query.c.num_taken - given.get(query_id, 0) - held.get(query_id, 0),
+                        num_answers=tables.query.c.num_answers - int(query_id in given),
+                        num_taken=tables.query.c.num_taken - 1,
                     )
                 )
             stone = dialect.insert(tables.tombstone).values(
@@ -288,7 +295,7 @@ class People:
                 study_id=study_id,
                 withdrawn_at=time.time(),
                 withdrawn_by=by,
-                num_answers=sum(given.values()),
+                num_answers=num_answers,
             )
             connection.execute(stone.on_conflict_do_nothing())
             connection.execute(
@@ -331,20 +338,27 @@ class People:
                 days = study.config.retention_days
                 if days is None or row.stopped_at + days * 86_400 > now:
                     continue
-                changed = connection.execute(
+                people = connection.execute(
+                    select(tables.annotator.c.id, tables.annotator.c.panel, tables.annotator.c.panel_key).where(
+                        tables.annotator.c.study_id == study.id
+                    )
+                ).all()
+                named = [person.id for person in people if person.panel or person.panel_key is not None]
+                if not named:
+                    continue
+                connection.execute(
                     update(tables.annotator)
-                    .where(tables.annotator.c.study_id == study.id, tables.annotator.c.panel_key.is_not(None))
+                    .where(tables.annotator.c.study_id == study.id)
                     .values(panel={}, panel_key=None)
                 )
-                num_forgotten += changed.rowcount
-                if changed.rowcount:
-                    write_audit(connection, "service", "panel.forget", study.id, {"num_people": changed.rowcount})
+                num_forgotten += len(named)
+                write_audit(connection, "service", "panel.forget", study.id, {"num_people": len(named)})
         return num_forgotten
 
     def completion(self, annotator_id: str) -> Completion:
         """Returns the code of somebody who is done, and where to go; empty before."""
         with self._database.read() as connection:
-            return self._completion(connection, annotator_id)
+            return self._completion(connection, annotator_id, is_locked=False)
 
     # ---------------------------------------------------------------- parts
 
@@ -366,24 +380,30 @@ class People:
         )
 
     def _end(self, connection: Connection, annotator: Annotator, stage: Stage, code: str) -> None:
-        _release(connection, annotator.id)
+        release_desk(connection, annotator.id)
         connection.execute(
             update(tables.annotator)
             .where(tables.annotator.c.id == annotator.id)
             .values(stage=stage, completion_code=code)
         )
 
-    def _completion(self, connection: Connection, annotator_id: str) -> Completion:
-        annotator = lock_annotator(connection, annotator_id)
+    def _completion(self, connection: Connection, annotator_id: str, *, is_locked: bool = True) -> Completion:
+        annotator = lock_annotator(connection, annotator_id, is_locked=is_locked)
         url = annotator.study.config.panel.redirect_url
         code = annotator.completion_code
         is_sent = annotator.stage in ENDED and bool(url) and bool(code)
         return Completion(annotator.stage, code, url.replace("{code}", code) if is_sent else "")
 
 
-def release_held(connection: Connection, assignments: list[Any]) -> None:
-    """Frees the places of assignments, of which nothing was answered."""
-    for row in assignments:
+def release_desk(connection: Connection, annotator_id: str) -> None:
+    """Gives back what a person has on the desk."""
+    held = connection.execute(
+        select(tables.assignment)
+        .where(tables.assignment.c.annotator_id == annotator_id, tables.assignment.c.state == "leased")
+        .order_by(tables.assignment.c.query_id)
+        .with_for_update(skip_locked=True)  # who locks one of them is freeing it
+    ).all()
+    for row in held:
         connection.execute(update(tables.assignment).where(tables.assignment.c.id == row.id).values(state="expired"))
         if row.repeat == 0:
             connection.execute(
@@ -393,26 +413,16 @@ def release_held(connection: Connection, assignments: list[Any]) -> None:
             )
 
 
-def _release(connection: Connection, annotator_id: str) -> None:
-    """Gives back what a person has on the desk."""
+def _count_places(connection: Connection, annotator_id: str) -> tuple[set[str], set[str], int]:
+    """Returns the queries that a person has answered and those they hold, repeats left out, and how many answers."""
     rows = connection.execute(
-        select(tables.assignment).where(
-            tables.assignment.c.annotator_id == annotator_id, tables.assignment.c.state == "leased"
-        )
+        select(tables.assignment.c.query_id, tables.assignment.c.state, tables.assignment.c.repeat)
+        .where(tables.assignment.c.annotator_id == annotator_id)
+        .with_for_update()
     ).all()
-    release_held(connection, list(rows))
-
-
-def _count_places(connection: Connection, annotator_id: str) -> tuple[dict[str, int], dict[str, int]]:
-    """Returns by query how many answers that count a person gave, and how many leases they hold; repeats left out."""
-    rows = connection.execute(
-        select(tables.assignment.c.query_id, tables.assignment.c.state).where(
-            tables.assignment.c.annotator_id == annotator_id, tables.assignment.c.repeat == 0
-        )
-    ).all()
-    given = {row.query_id: 1 for row in rows if row.state == "answered"}
-    held = {row.query_id: 1 for row in rows if row.state == "leased"}
-    return given, held
+    given = {row.query_id for row in rows if row.state == "answered" and row.repeat == 0}
+    held = {row.query_id for row in rows if row.state == "leased" and row.repeat == 0}
+    return given, held, sum(row.state == "answered" for row in rows)
 
 
 def _panel_key(study: StudyRow, kept: Mapping[str, str]) -> str | None:
@@ -449,9 +459,8 @@ def _check_response(question: Any, value: Any) -> Any:
         case ChoiceQuestion() if value in question.options:
             return value
         case ScaleQuestion():
-            number = int(value) if str(value).lstrip("-").isdigit() else None
-            if number is not None and question.low <= number <= question.high:
-                return number
+            if re.fullmatch(r"-?[0-9]{1,9}", str(value)) and question.low <= int(value) <= question.high:
+                return int(value)
         case TextQuestion() if isinstance(value, str) and len(value) <= question.max_length:
             return value
     raise WrongError(f"{str(value)[:60]!r} is no answer to: {question.text}")

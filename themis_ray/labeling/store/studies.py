@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from sqlalchemy import Connection, func, insert, select, update
+from pydantic import ValidationError
+from sqlalchemy import Connection, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from themis_ray.data import Choice
 from themis_ray.labeling import tables
-from themis_ray.labeling.database import Database
+from themis_ray.labeling.database import Database, repeated
 from themis_ray.labeling.store.access import write_audit
 from themis_ray.labeling.store.draws import draw
 from themis_ray.labeling.store.errors import ConflictError, NotFoundError, WrongError
@@ -22,6 +23,7 @@ from themis_ray.wire import NewQuery
 __all__ = ["Status", "Studies", "StudyCounts", "StudyRow", "make_study", "read_study", "to_study"]
 
 Status = Literal["running", "paused", "stopped"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,18 @@ class StudyCounts:
 
 
 MAX_PARSED = 256
+MAX_ROWS_PER_INSERT = 500  # SQLite takes 32766 values in a statement
 _parsed: dict[str, StudyConfig] = {}
 
 
-def read_study(connection: Connection, study_id: str) -> StudyRow:
-    """Returns a study.
+def read_study(connection: Connection, study_id: str, *, is_locked: bool = False) -> StudyRow:
+    """Returns a study, which no other transaction changes until this one ends if `is_locked`.
 
     Raises:
         NotFoundError: There is none of this id.
     """
-    row = connection.execute(select(tables.study).where(tables.study.c.id == study_id)).one_or_none()
+    chosen = select(tables.study).where(tables.study.c.id == study_id)
+    row = connection.execute(chosen.with_for_update(key_share=True) if is_locked else chosen).one_or_none()
     if row is None:
         raise NotFoundError(f"there is no study {study_id!r}. themis study list names those there are.")
     return to_study(row)
@@ -97,26 +101,23 @@ class Studies:
             ConflictError: Another study has this id.
         """
         with self._database.write() as connection:
-            row = connection.execute(select(tables.study).where(tables.study.c.id == config.id)).one_or_none()
-            if row is not None:
-                known = to_study(row)
-                if known.config != config:
-                    raise ConflictError(
-                        f"there is a study {config.id!r} with other settings. Choose another id; a study that people "
-                        "have seen keeps its settings."
-                    )
-                return known
-            connection.execute(
-                insert(tables.study).values(
-                    id=config.id,
-                    settings=config.model_dump_json(),
-                    revision=1,
-                    status="running",
-                    created_at=time.time(),
+            values = {
+                "id": config.id,
+                "settings": config.model_dump_json(),
+                "revision": 1,
+                "status": "running",
+                "created_at": time.time(),
+            }
+            is_new = connection.execute(_insert_new(self._database, tables.study, [values])).rowcount == 1
+            study = read_study(connection, config.id)
+            if is_new:
+                write_audit(connection, actor, "study.create", config.id, {"title": config.title})
+            elif study.config != config:
+                raise ConflictError(
+                    f"there is a study {config.id!r} with other settings. Choose another id; a study that people "
+                    "have seen keeps its settings."
                 )
-            )
-            write_audit(connection, actor, "study.create", config.id, {"title": config.title})
-            return read_study(connection, config.id)
+            return study
 
     def get(self, study_id: str) -> StudyRow:
         """Returns a study.
@@ -140,14 +141,15 @@ class Studies:
             NotFoundError: There is no such study.
         """
         with self._database.write() as connection:
-            read_study(connection, study_id)
-            stopped_at = time.time() if status == "stopped" else None
+            known = read_study(connection, study_id, is_locked=True)
+            stopped_at = (known.stopped_at or time.time()) if status == "stopped" else None
             connection.execute(
                 update(tables.study).where(tables.study.c.id == study_id).values(status=status, stopped_at=stopped_at)
             )
             write_audit(connection, actor, f"study.{status}", study_id, {})
             return read_study(connection, study_id)
 
+    @repeated
     def extend(
         self, study_id: str, actor: str, *, overlap: int | None = None, queries_per_annotator: int | None = None
     ) -> StudyRow:
@@ -155,16 +157,20 @@ class Studies:
 
         Raises:
             NotFoundError: There is no such study.
-            WrongError: A number is smaller than before.
+            WrongError: A number is smaller than before, or more than a study may ask for.
         """
         with self._database.write() as connection:
-            row = read_study(connection, study_id)
+            row = read_study(connection, study_id, is_locked=True)
             changes = {"overlap": overlap, "queries_per_annotator": queries_per_annotator}
             changes = {name: value for name, value in changes.items() if value is not None}
             for name, value in changes.items():
                 if value < getattr(row.config, name):
                     raise WrongError(f"{name} {value} is less than before ({getattr(row.config, name)}). Give more.")
-            config = row.config.model_copy(update=changes)
+            try:
+                config = StudyConfig.model_validate({**row.config.model_dump(), **changes})
+            except ValidationError as error:
+                wrong = error.errors()[0]
+                raise WrongError(f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}.") from error
             connection.execute(
                 update(tables.study)
                 .where(tables.study.c.id == study_id)
@@ -211,6 +217,7 @@ class Studies:
             values = {"study_id": study_id, "name": name, "num_bytes": num_bytes, "created_at": time.time()}
             connection.execute(_insert_new(self._database, tables.clip, [values]))
 
+    @repeated
     def add_queries(self, study_id: str, queries: Sequence[NewQuery], actor: str) -> int:
         """Adds queries and returns how many of them are new; known ids change nothing.
 
@@ -221,19 +228,16 @@ class Studies:
         with self._database.write() as connection:
             row = read_study(connection, study_id)
             _check_queries(connection, row, queries)
-            ids = [query.id for query in queries]
-            known = set(
-                connection.execute(
-                    select(tables.query.c.id).where(tables.query.c.study_id == study_id, tables.query.c.id.in_(ids))
-                ).scalars()
+            now = time.time()
+            given = sorted({query.id: query for query in reversed(queries)}.items())
+            values = [_query_values(study_id, query, row.config.overlap, now) for _, query in given]
+            num_new = sum(
+                connection.execute(_insert_new(self._database, tables.query, chunk)).rowcount
+                for chunk in _chunks(values)
             )
-            new = {query.id: query for query in queries if query.id not in known}
-            if new:
-                now = time.time()
-                values = [_query_values(study_id, query, row.config.overlap, now) for query in new.values()]
-                connection.execute(_insert_new(self._database, tables.query, values))
-                write_audit(connection, actor, "queries.add", study_id, {"num_queries": len(new)})
-            return len(new)
+            if num_new:
+                write_audit(connection, actor, "queries.add", study_id, {"num_queries": num_new})
+            return num_new
 
     def counts(self, study_id: str) -> StudyCounts:
         """Counts what a study has.
@@ -348,11 +352,17 @@ def _check_queries(connection: Connection, study: StudyRow, queries: Sequence[Ne
 
 
 def _known_clips(connection: Connection, study_id: str, names: Sequence[str]) -> set[str]:
-    return set(
-        connection.execute(
-            select(tables.clip.c.name).where(tables.clip.c.study_id == study_id, tables.clip.c.name.in_(names))
+    return {
+        name
+        for chunk in _chunks(names)
+        for name in connection.execute(
+            select(tables.clip.c.name).where(tables.clip.c.study_id == study_id, tables.clip.c.name.in_(chunk))
         ).scalars()
-    )
+    }
+
+
+def _chunks(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (rows[start : start + MAX_ROWS_PER_INSERT] for start in range(0, len(rows), MAX_ROWS_PER_INSERT))
 
 
 def _query_values(study_id: str, query: NewQuery, overlap: int, now: float) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 Places of a query are counted in `num_taken`: answers that count and leases that have not run out. A lease is made only
 where a place is free, so that an overlap is never exceeded. Planned repeats take no place, nor do gold and practice
-queries have a number of places.
+queries have a number of places. A person whose leases ran out gets the same queries back, as long as there is place.
+
+On Postgres many transactions go on at once. Whoever picks or frees places passes over rows that others hold, and an
+answer takes its number last of all, so that hardly anybody waits for anybody; `repeated` does the rest.
 """
 
 from __future__ import annotations
@@ -14,11 +17,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, Integer, and_, bindparam, exists, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
 
 from themis_ray.data import Choice
 from themis_ray.labeling import tables
-from themis_ray.labeling.database import Database
+from themis_ray.labeling.database import Database, repeated
 from themis_ray.labeling.store.draws import draw
 from themis_ray.labeling.store.errors import (
     ConflictError,
@@ -27,7 +31,7 @@ from themis_ray.labeling.store.errors import (
     TooManyError,
     WrongError,
 )
-from themis_ray.labeling.store.people import Annotator, lock_annotator, stage_after
+from themis_ray.labeling.store.people import Annotator, lock_annotator, release_desk, stage_after
 from themis_ray.labeling.store.studies import Status, read_study
 from themis_ray.wire import FeedbackKind, NewAnswer, Progress, Stage, StoredAnswer
 
@@ -37,6 +41,8 @@ MIN_ANSWERS_BEFORE_REPEAT = 5
 MAX_ANSWERS_PER_MINUTE = 240
 MAX_EXPIRED_AT_ONCE = 200
 EXPIRY_INTERVAL_S = 1.0
+MAX_SEED = 2**63 - 1
+ID_IS_TAKEN = "this answer_id is taken. Make a new UUID for every answer."
 NUM_TRIES = 8  # of a pick that others may take at the same moment, on Postgres
 _COPIED = ("rating", "reset_seed", "response_ms", "watched_ms", "num_replays", "speed", "overlay_ms")
 MIRRORED = {Choice.LEFT: Choice.RIGHT, Choice.RIGHT: Choice.LEFT}
@@ -71,6 +77,7 @@ _FIND_ASSIGNMENT = (
     )
     .join(tables.query, _ON_QUERY)
     .where(_ASSIGNMENT.id == bindparam("assignment_id"), _ASSIGNMENT.annotator_id == bindparam("annotator_id"))
+    .with_for_update(of=tables.assignment)  # or somebody who frees places takes the lease away meanwhile
 )
 _HELD = (
     select(
@@ -117,6 +124,7 @@ _SET_PERSON = (
 )
 _EXPIRED = (
     select(*(_ASSIGNMENT[name] for name in ("id", "study_id", "query_id", "repeat")))
+    .join(tables.query, _ON_QUERY)
     .where(
         _ASSIGNMENT.study_id == bindparam("in_study"),
         _ASSIGNMENT.state == "leased",
@@ -124,7 +132,35 @@ _EXPIRED = (
     )
     .order_by(_ASSIGNMENT.query_id)
     .limit(MAX_EXPIRED_AT_ONCE)
-    .with_for_update(skip_locked=True)
+    .with_for_update(skip_locked=True, key_share=True, of=(tables.assignment, tables.query))
+)
+# Leases of one's own that ran out, whose places are free. Practice has no places, so its queries are not locked.
+_RENEWABLE = (
+    select(_ASSIGNMENT.id, _ASSIGNMENT.study_id, _ASSIGNMENT.query_id, _ASSIGNMENT.repeat)
+    .join(tables.query, _ON_QUERY)
+    .where(_ASSIGNMENT.annotator_id == bindparam("annotator_id"), _ASSIGNMENT.state == "expired")
+    .order_by(_ASSIGNMENT.number)
+    .limit(bindparam("wanted", type_=Integer))
+)
+_RENEW = {
+    "practice": _RENEWABLE.where(_QUERY.kind == "practice").with_for_update(of=tables.assignment),
+    "work": _RENEWABLE.where(
+        _QUERY.kind != "practice",
+        or_(_ASSIGNMENT.repeat == 1, _QUERY.kind == "gold", _QUERY.num_taken < _QUERY.overlap),
+    ).with_for_update(skip_locked=True, key_share=True, of=(tables.assignment, tables.query)),
+}
+_FIRST_HELD = select(func.min(_ASSIGNMENT.number)).where(
+    _ASSIGNMENT.annotator_id == bindparam("annotator_id"), _ASSIGNMENT.state == "leased"
+)
+_OPEN_PRACTICE = (
+    select(_ASSIGNMENT.id)
+    .join(tables.query, _ON_QUERY)
+    .where(
+        _ASSIGNMENT.annotator_id == bindparam("annotator_id"),
+        _ASSIGNMENT.state.in_(("leased", "expired")),
+        _QUERY.kind == "practice",
+    )
+    .limit(1)
 )
 _NUM_PRACTISED = (
     select(func.count())
@@ -148,17 +184,24 @@ _UNSEEN = (
         ),
     )
     .limit(1)
-    .with_for_update(skip_locked=True)
 )
-_AGAIN = tables.assignment.alias()
+_AGAIN, _RECENT = tables.assignment.alias(), tables.answer.alias()
+_FIRST_RECENT = (  # number of the first of the person's last answers
+    select(_RECENT.c.number)
+    .where(_RECENT.c.annotator_id == bindparam("annotator_id"), _RECENT.c.is_undone.is_(False))
+    .order_by(_RECENT.c.number.desc())
+    .offset(bindparam("num_after", type_=Integer))
+    .limit(1)
+)
 _REPEATABLE = (
     select(_ASSIGNMENT.is_flipped.label("was_flipped"), _QUERY.id, *_SIDES, _QUERY.kind, _QUERY.feedback)
     .join(tables.query, _ON_QUERY)
+    .join(tables.answer, and_(_ANSWER.assignment_id == _ASSIGNMENT.id, _ANSWER.is_undone.is_(False)))
     .where(
         _ASSIGNMENT.annotator_id == bindparam("annotator_id"),
         _ASSIGNMENT.state == "answered",
         _ASSIGNMENT.repeat == 0,
-        _ASSIGNMENT.number <= bindparam("newest"),
+        _ANSWER.number < _FIRST_RECENT.scalar_subquery(),
         or_(_QUERY.kind == "ordinary", _QUERY.kind == "gold"),
         ~exists().where(
             _AGAIN.c.annotator_id == _ASSIGNMENT.annotator_id,
@@ -170,7 +213,9 @@ _REPEATABLE = (
 )
 # The one to take next of each kind. Practice comes in the order in which it was added.
 _NEXT = {
-    "ordinary": _UNSEEN.where(_QUERY.num_taken < _QUERY.overlap).order_by(_QUERY.num_taken, _QUERY.place),
+    "ordinary": _UNSEEN.where(_QUERY.num_taken < _QUERY.overlap)
+    .order_by(_QUERY.num_taken, _QUERY.place)
+    .with_for_update(skip_locked=True, key_share=True),
     "gold": _UNSEEN.order_by(_QUERY.place),
     "practice": _UNSEEN.order_by(_QUERY.created_at, _QUERY.place),
 }
@@ -244,6 +289,7 @@ class Work:
         self._database = database
         self._next_expiry: dict[str, float] = {}
 
+    @repeated
     def desk(self, annotator_id: str, count: int) -> Desk:
         """Leases queries until the person holds `count`, and returns them.
 
@@ -253,13 +299,14 @@ class Work:
         with self._database.write() as connection:
             return self._fill(connection, lock_annotator(connection, annotator_id), count)
 
+    @repeated
     def answer(self, annotator_id: str, new: NewAnswer) -> Receipt:
         """Stores an answer and returns what comes next. The same answer id again stores nothing.
 
         Raises:
             NotFoundError: There is no such annotator, or the assignment is not theirs.
             LateError: The lease had run out, and its place is taken.
-            ConflictError: The assignment is answered, or the study has ended.
+            ConflictError: The assignment is answered, somebody else's answer has this id, or the study has ended.
             WrongError: The answer is not of the kind that was asked for.
             TooManyError: Nobody answers so fast.
         """
@@ -270,25 +317,31 @@ class Work:
             ).one()
             if about.known is not None:
                 if about.known != annotator_id:
-                    raise ConflictError("this answer_id is taken. Make a new UUID for every answer.")
+                    raise ConflictError(ID_IS_TAKEN)
                 return Receipt(True, self._fill(connection, annotator, new.count), "")
             if about.num_recent >= MAX_ANSWERS_PER_MINUTE:
                 raise TooManyError(f"more than {MAX_ANSWERS_PER_MINUTE} answers in a minute. Wait a little and go on.")
+            if annotator.study.config.max_answers is not None:  # one after another, or there are more than that
+                self._database.lock_answers(connection, annotator.study.id)
+                annotator = replace(annotator, study=read_study(connection, annotator.study.id))
             row = self._find(connection, annotator, new.assignment_id)
             _check_kind(row, new)
             min_watched_s = annotator.study.config.min_watched_s
             if new.watched_ms < 1000.0 * min_watched_s:
                 raise WrongError(f"watch the clips for {min_watched_s:g} s before you answer.")
-            annotator, feedback = self._store(connection, annotator, row, new)
-            desk = self._fill(connection, annotator, new.count, is_changed=True)
+            annotator, feedback = self._take(connection, annotator, row, new)
+            desk = self._fill(connection, annotator, new.count, is_changed=True, num_pending=1)
+            self._database.lock_answers(connection, annotator.study.id)
+            _insert_answer(connection, row, new)
             return Receipt(False, desk, feedback)
 
+    @repeated
     def undo(self, annotator_id: str, answer_id: str, count: int) -> Desk:
         """Takes back a person's last answer, whose query is first on the desk again. Twice is as once.
 
         Raises:
             NotFoundError: The person gave no such answer.
-            ConflictError: It is not their last one, or they are done.
+            ConflictError: It is not their last one, they are done, or the study has ended.
         """
         with self._database.write() as connection:
             annotator = lock_annotator(connection, annotator_id)
@@ -303,7 +356,12 @@ class Work:
                 return self._fill(connection, annotator, count)
             if answer_id != _last_answer(connection, annotator_id):
                 raise ConflictError("only the last answer can be taken back.")
+            if annotator.study.status == "stopped":
+                raise ConflictError("the study has ended. Thank you.")
             row = self._find(connection, annotator, answer.assignment_id)
+            first = connection.execute(_FIRST_HELD, {"annotator_id": annotator_id}).scalar_one()
+            if first is not None and first < row.number:
+                connection.execute(update(tables.assignment).where(_ASSIGNMENT.id == row.id).values(number=first - 1))
             lease = time.time() + annotator.study.config.lease_s
             connection.execute(update(tables.answer).where(_ANSWER.id == answer_id).values(is_undone=True))
             connection.execute(_SET_STATE, {"key": row.id, "new_state": "leased", "new_lease": lease})
@@ -381,8 +439,8 @@ class Work:
             raise NotFoundError("there is no such assignment of yours.")
         return row
 
-    def _store(self, connection: Connection, annotator: Annotator, row: Any, new: NewAnswer) -> tuple[Annotator, str]:
-        """Stores an answer; returns the annotator as they are then, and what practice says about it."""
+    def _take(self, connection: Connection, annotator: Annotator, row: Any, new: NewAnswer) -> tuple[Annotator, str]:
+        """Counts an answer; returns the annotator as they are then, and what practice says about it."""
         if annotator.stage not in ("practice", "work"):
             raise ConflictError(f"stage {annotator.stage} takes no answers.")
         if annotator.study.status == "stopped":
@@ -391,32 +449,14 @@ class Work:
             raise ConflictError("this assignment is answered. Undo the answer to give another.")
         if row.state == "expired":
             self._take_place_again(connection, row)
-        choice = None if new.choice is None else _in_order_of_query(new.choice, is_flipped=row.is_flipped)
         connection.execute(_SET_STATE, {"key": row.id, "new_state": "answered", "new_lease": None})
         self._count(connection, row, 1)
-        self._database.lock_answers(connection)
-        connection.execute(
-            _INSERT_ANSWER,
-            {
-                "id": new.answer_id,
-                "assignment_id": row.id,
-                "study_id": row.study_id,
-                "query_id": row.query_id,
-                "annotator_id": annotator.id,
-                "choice": choice,
-                "steps": None if new.steps is None else list(new.steps),
-                "actions": None if new.actions is None else list(new.actions),
-                "is_undone": False,
-                "answered_at": time.time(),
-                **{name: getattr(new, name) for name in _COPIED},
-            },
-        )
         is_practice = row.kind == "practice"
         if not is_practice:
             annotator = replace(annotator, num_answered=annotator.num_answered + 1)
         annotator = self._go_on(connection, annotator, is_practice=is_practice)
         if is_practice and row.gold_choice is not None:
-            return annotator, _practice_feedback(Choice(row.gold_choice), choice, is_flipped=row.is_flipped)
+            return annotator, _practice_feedback(row, new)
         return annotator, ""
 
     def _go_on(self, connection: Connection, annotator: Annotator, *, is_practice: bool) -> Annotator:
@@ -433,6 +473,7 @@ class Work:
                     .where(tables.study.c.id == annotator.study.id)
                     .values(status="stopped", stopped_at=time.time())
                 )
+                annotator = replace(annotator, study=read_study(connection, annotator.study.id))
         return _leave_work(annotator) if annotator.num_answered >= config.queries_per_annotator else annotator
 
     def _take_place_again(self, connection: Connection, row: Any) -> None:
@@ -449,28 +490,42 @@ class Work:
 
     # ---------------------------------------------------------------- assigning
 
-    def _fill(self, connection: Connection, annotator: Annotator, count: int, *, is_changed: bool = False) -> Desk:
-        """Leases until `count` queries are held, stores the annotator if it has changed, and returns the desk."""
-        study = annotator.study
+    def _fill(
+        self,
+        connection: Connection,
+        annotator: Annotator,
+        count: int,
+        *,
+        is_changed: bool = False,
+        num_pending: int = 0,
+    ) -> Desk:
+        """Leases until `count` queries are held, stores the annotator if it has changed, and returns the desk.
+
+        Args:
+            connection: The caller's transaction.
+            annotator: Locked by it.
+            count: How many to hold in all.
+            is_changed: Whether the annotator differs from what is stored.
+            num_pending: Answers of this person that the transaction is still to insert.
+        """
+        study, was_stage = annotator.study, annotator.stage
         if annotator.stage == "practice" and self._has_no_practice(connection, annotator):
-            annotator, is_changed = replace(annotator, stage="work"), True
+            annotator = replace(annotator, stage="work")
+        if annotator.stage in ("practice", "work") and study.status == "stopped":
+            annotator = _leave_work(annotator)
         held: list[Assignment] = []
         if annotator.stage in ("practice", "work"):
-            self._expire(connection, study.id)
-            rows = connection.execute(_HELD, {"annotator_id": annotator.id})
-            held = [_assignment(row, row.query_id, row.id, row.is_flipped, row.leased_until) for row in rows]
-        is_work = annotator.stage == "work"
-        wanted = min(count, study.config.queries_per_annotator - annotator.num_answered) if is_work else count
-        if annotator.stage in ("practice", "work") and study.status == "running":
-            while len(held) < wanted:
-                new = self._lease_next(connection, annotator)
+            wanted = self._num_wanted(connection, annotator, count)
+            held = self._held(connection, annotator, wanted)
+            while len(held) < wanted and study.status == "running":
+                new = self._lease_next(connection, annotator, num_pending)
                 if new is None:
                     break
                 held.append(new)
                 annotator, is_changed = replace(annotator, num_assigned=annotator.num_assigned + 1), True
-        if is_work and not held and study.status == "stopped":
-            annotator, is_changed = _leave_work(annotator), True
-        if is_changed:
+        elif is_changed or annotator.stage != was_stage:
+            release_desk(connection, annotator.id)
+        if is_changed or annotator.stage != was_stage:
             _save(connection, annotator)
         return Desk(
             annotator=annotator,
@@ -480,12 +535,35 @@ class Work:
         )
 
     def _has_no_practice(self, connection: Connection, annotator: Annotator) -> bool:
-        """Whether a study has fewer practice queries than it promises, and this person had them all."""
+        """Whether a study has fewer practice queries than it promises, and this person answered them all."""
         values = {"in_study": annotator.study.id, "annotator_id": annotator.id, "of_kind": "practice"}
         if connection.execute(_NEXT["practice"], values).first() is not None:
             return False
-        held = connection.execute(_HELD, {"annotator_id": annotator.id}).first()
-        return held is None
+        return connection.execute(_OPEN_PRACTICE, {"annotator_id": annotator.id}).first() is None
+
+    def _num_wanted(self, connection: Connection, annotator: Annotator, count: int) -> int:
+        """Returns how many queries a person may hold: not more than the stage still asks of them."""
+        config = annotator.study.config
+        if annotator.stage == "work":
+            return min(count, config.queries_per_annotator - annotator.num_answered)
+        num_practised = connection.execute(_NUM_PRACTISED, {"annotator_id": annotator.id}).scalar_one()
+        return min(count, config.num_practice - int(num_practised))
+
+    def _held(self, connection: Connection, annotator: Annotator, wanted: int) -> list[Assignment]:
+        """Returns what a person holds, in order; leases of theirs that ran out are renewed up to `wanted`."""
+        self._expire(connection, annotator.study.id)
+        person = {"annotator_id": annotator.id}
+        rows = connection.execute(_HELD, person).all()
+        if len(rows) < wanted and annotator.study.status == "running":
+            renewable = connection.execute(_RENEW[annotator.stage], {**person, "wanted": wanted - len(rows)}).all()
+            lease = time.time() + annotator.study.config.lease_s
+            for row in renewable:
+                connection.execute(_SET_STATE, {"key": row.id, "new_state": "leased", "new_lease": lease})
+                if row.repeat == 0:
+                    connection.execute(_TAKE_ANY_PLACE, {"in_study": row.study_id, "key": row.query_id})
+            if renewable:
+                rows = connection.execute(_HELD, person).all()
+        return [_assignment(row, row.query_id, row.id, row.is_flipped, row.leased_until) for row in rows]
 
     def _expire(self, connection: Connection, study_id: str, *, is_urgent: bool = False) -> bool:
         """Frees the places of leases that ran out, once a second; tells whether there were any."""
@@ -500,11 +578,11 @@ class Work:
                 connection.execute(_FREE_PLACE, {"in_study": row.study_id, "key": row.query_id})
         return bool(rows)
 
-    def _lease_next(self, connection: Connection, annotator: Annotator) -> Assignment | None:
+    def _lease_next(self, connection: Connection, annotator: Annotator, num_pending: int) -> Assignment | None:
         """Leases one more query to a person; None where there is none for them."""
-        picked = self._pick(connection, annotator)
+        picked = self._pick(connection, annotator, num_pending)
         if picked is None and self._expire(connection, annotator.study.id, is_urgent=True):
-            picked = self._pick(connection, annotator)
+            picked = self._pick(connection, annotator, num_pending)
         if picked is None:
             return None
         row, repeat, is_flipped = picked
@@ -527,7 +605,7 @@ class Work:
         )
         return _assignment(row, row.id, assignment_id, is_flipped, leased_until)
 
-    def _pick(self, connection: Connection, annotator: Annotator) -> tuple[Any, int, bool] | None:
+    def _pick(self, connection: Connection, annotator: Annotator, num_pending: int) -> tuple[Any, int, bool] | None:
         """Returns (query, which repeat, whether flipped), its place taken; None where nothing is left."""
         if annotator.stage == "practice":
             return self._pick_unseen(connection, annotator, "practice")
@@ -537,7 +615,7 @@ class Work:
         if chance < config.gold_share:
             picked = self._pick_unseen(connection, annotator, "gold")
         elif chance < config.gold_share + config.repeat_share:
-            picked = self._pick_repeat(connection, annotator)
+            picked = self._pick_repeat(connection, annotator, num_pending)
         return picked or self._pick_unseen(connection, annotator, "ordinary")
 
     def _pick_unseen(self, connection: Connection, annotator: Annotator, kind: str) -> tuple[Any, int, bool] | None:
@@ -554,14 +632,36 @@ class Work:
                 return row, 0, is_flipped
         return None
 
-    def _pick_repeat(self, connection: Connection, annotator: Annotator) -> tuple[Any, int, bool] | None:
+    def _pick_repeat(
+        self, connection: Connection, annotator: Annotator, num_pending: int
+    ) -> tuple[Any, int, bool] | None:
         """Returns one of the person's own older answers that was not repeated yet, sides swapped."""
-        newest = annotator.num_assigned - MIN_ANSWERS_BEFORE_REPEAT
-        rows = connection.execute(_REPEATABLE, {"annotator_id": annotator.id, "newest": newest}).all()
+        num_after = MIN_ANSWERS_BEFORE_REPEAT - 1 - num_pending
+        rows = connection.execute(_REPEATABLE, {"annotator_id": annotator.id, "num_after": num_after}).all()
         if not rows:
             return None
         row = rows[int(draw(annotator.id, "repeat", annotator.num_assigned) * len(rows))]
         return row, 1, not row.was_flipped
+
+
+def _insert_answer(connection: Connection, row: Any, new: NewAnswer) -> None:
+    values = {
+        "id": new.answer_id,
+        "assignment_id": row.id,
+        "study_id": row.study_id,
+        "query_id": row.query_id,
+        "annotator_id": row.annotator_id,
+        "choice": None if new.choice is None else _in_order_of_query(new.choice, is_flipped=row.is_flipped),
+        "steps": None if new.steps is None else list(new.steps),
+        "actions": None if new.actions is None else list(new.actions),
+        "is_undone": False,
+        "answered_at": time.time(),
+        **{name: getattr(new, name) for name in _COPIED},
+    }
+    try:
+        connection.execute(_INSERT_ANSWER, values)
+    except IntegrityError as error:  # two people sent the same id at the same moment
+        raise ConflictError(ID_IS_TAKEN) from error
 
 
 def _last_answer(connection: Connection, annotator_id: str) -> str | None:
@@ -609,16 +709,18 @@ def _check_kind(row: Any, new: NewAnswer) -> None:
         raise WrongError(f"an answer to a query of kind {row.feedback} was expected, and nothing else.")
     if new.steps is not None and len(new.steps) != row.left_num_frames:
         raise WrongError(f"the clip has {row.left_num_frames} frames, steps has {len(new.steps)}.")
+    if new.reset_seed is not None and new.reset_seed > MAX_SEED:
+        raise WrongError(f"reset_seed {new.reset_seed} is too large. Give at most {MAX_SEED}.")
 
 
-def _practice_feedback(gold: Choice, choice: Choice | None, *, is_flipped: bool) -> str:
+def _practice_feedback(row: Any, new: NewAnswer) -> str:
     words = {
         Choice.LEFT: "the left clip is better",
         Choice.RIGHT: "the right clip is better",
         Choice.EQUAL: "the clips are equally good",
     }
-    expected = words[_in_order_of_query(gold, is_flipped=is_flipped)]
-    return f"Yes: {expected}." if choice is gold else f"We would say: {expected}."
+    expected = _in_order_of_query(Choice(row.gold_choice), is_flipped=row.is_flipped)
+    return f"Yes: {words[expected]}." if new.choice is expected else f"We would say: {words[expected]}."
 
 
 def _assignment(row: Any, query_id: str, assignment_id: str, is_flipped: bool, leased_until: float) -> Assignment:

@@ -201,7 +201,7 @@ def upgrade() -> None:
         sa.Column("rating", sa.Float(), nullable=True),
         sa.Column("steps", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("actions", sa.JSON(none_as_null=True), nullable=True),
-        sa.Column("reset_seed", sa.Integer(), nullable=True),
+        sa.Column("reset_seed", sa.BigInteger(), nullable=True),
         sa.Column("is_undone", sa.Boolean(), nullable=False),
         sa.Column("response_ms", sa.Integer(), nullable=False),
         sa.Column("watched_ms", sa.Integer(), nullable=False),
