@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from themis_ray.data import Choice
-from themis_ray.feedback.studies import StoredAnswer
+from themis_ray.wire import StoredAnswer
 from themis_ray.labeling.report import StudyReport, annotator_weights, study_report
 from themis_ray.labeling.study import Arm, StudyConfig
 

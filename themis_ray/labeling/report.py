@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from themis_ray.data import Choice
-from themis_ray.wire import StoredAnswer
 from themis_ray.labeling import quality
 from themis_ray.labeling.study import StudyConfig
+from themis_ray.wire import StoredAnswer
 
 __all__ = [
     "AgreementReport",
