@@ -15,7 +15,7 @@ from themis_ray.errors import ConfigError
 from themis_ray.labeling.clip_server import SMALL_BYTES, ClipApp, ClipServer, FileCache, clip_path
 from themis_ray.labeling.signing import clip_until, sign_clip
 
-SECRET = bytes(range(32))
+SECRET = b"0123456789abcdef" * 2
 ORIGIN = "http://127.0.0.1:8000"
 SMALL, LARGE, LAST = f"{'a' * 32}.webm", f"{'b' * 32}.mp4", f"{'c' * 32}.webm"
 CONTENT = {SMALL: bytes(range(256)) * 40, LARGE: bytes(range(251)) * (SMALL_BYTES // 100), LAST: b"0123456789"}
@@ -221,7 +221,7 @@ def test_the_process_serves_and_comes_back_when_it_is_killed(server: ClipServer)
 
 
 def test_the_secret_is_not_among_the_arguments(server: ClipServer) -> None:
-    assert SECRET.hex().encode() not in Path(f"/proc/{server.pid}/cmdline").read_bytes()
+    assert SECRET not in Path(f"/proc/{server.pid}/cmdline").read_bytes()
 
 
 def test_stopping_ends_the_process_and_frees_the_port(folder: Path) -> None:
@@ -245,7 +245,7 @@ def test_a_taken_port_is_named(folder: Path) -> None:
 def test_it_ends_when_its_parent_is_killed(folder: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from themis_ray.labeling.clip_server import ClipServer;"
-        "s = ClipServer(Path(sys.argv[1]), bytes(32), [], host='127.0.0.1', port=0); s.start();"
+        "s = ClipServer(Path(sys.argv[1]), b'x' * 32, [], host='127.0.0.1', port=0); s.start();"
         "print(s.pid, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True) as parent:
@@ -268,7 +268,7 @@ def _state(process: Path) -> str:
 
 def test_alone_it_needs_a_secret(folder: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "THEMIS_SECRET"}
-    for secret in ({}, {"THEMIS_SECRET": "short"}, {"THEMIS_SECRET": "00"}):
+    for secret in ({}, {"THEMIS_SECRET": "short"}, {"THEMIS_SECRET": "x" * 31}):
         command = [sys.executable, "-m", "themis_ray.labeling.clip_server", "--folder", str(folder)]
         done = subprocess.run(command, env=environment | secret, capture_output=True, text=True, timeout=60)
         assert done.returncode == 2

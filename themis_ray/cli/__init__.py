@@ -18,6 +18,7 @@ from rich.table import Table
 from themis_ray.cli.clips import clip
 from themis_ray.cli.environments import envs
 from themis_ray.cli.progress import late_progress, progress_bar
+from themis_ray.cli.serve import serve
 from themis_ray.config import PRESET_DESCRIPTIONS, ExperimentConfig, dump_config, load_config, resolve
 from themis_ray.data import PreferenceDataset
 from themis_ray.data.exchange import ArraySpec, DatasetCounts, EnvLayout, export_dataset, import_dataset
@@ -380,3 +381,4 @@ def _print_counts(verb: str, counts: DatasetCounts, out: Path) -> None:
 
 main.add_command(clip)
 main.add_command(envs)
+main.add_command(serve)

@@ -55,6 +55,7 @@ STATUS_TEXT = {
 RESTART_DELAY_S = 0.2
 MAX_RESTART_DELAY_S = 10.0
 BACKLOG = 4096
+MIN_SECRET_BYTES = 32
 STOP_TIMEOUT_S = 5.0
 
 
@@ -129,10 +130,11 @@ class ClipApp:
             await _send_error(send, 400, headers)
         elif path == "/healthz":
             await _send_whole(send, 200, [*headers, (b"content-type", b"text/plain")], b"ok")
-        elif not path.startswith(CLIPS_PATH + "/"):
+        elif f"{CLIPS_PATH}/" not in path:
             await _send_error(send, 404, headers)
         else:
-            study, _, name = path.removeprefix(CLIPS_PATH + "/").partition("/")
+            # Whatever stands before /clips/ is where a proxy has put the service.
+            study, _, name = path.partition(f"{CLIPS_PATH}/")[2].partition("/")
             if not self._is_signed(scope, study, name):
                 await _send_error(send, 403, headers)
             else:
@@ -280,7 +282,7 @@ class ClipServer:
 
     Args:
         folder: As of `ClipApp`.
-        secret: As of `ClipApp`; the child gets it through its environment.
+        secret: As of `ClipApp`, as text; the child gets it through its environment.
         origins: As of `ClipApp`.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one, which `port` then is.
@@ -289,7 +291,7 @@ class ClipServer:
     def __init__(self, folder: Path, secret: bytes, origins: Collection[str], *, host: str, port: int) -> None:
         self._command = [sys.executable, "-m", "themis_ray.labeling.clip_server", "--folder", str(folder)]
         self._command += [f"--origin={origin}" for origin in origins]
-        self._environment = os.environ | {SECRET_VARIABLE: secret.hex()}
+        self._environment = os.environ | {SECRET_VARIABLE: secret.decode()}
         self._address = (host, port)
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -385,7 +387,7 @@ def main() -> None:
     """Serves a folder of clips."""
     parser = argparse.ArgumentParser(
         prog="python -m themis_ray.labeling.clip_server",
-        description=f"Send signed clips. The secret is {SECRET_VARIABLE}, in hexadecimal.",
+        description=f"Send signed clips. The secret of the service is in the environment, in {SECRET_VARIABLE}.",
     )
     parser.add_argument("--folder", type=Path, required=True, help="holds STUDY/NAME for every clip")
     parser.add_argument("--origin", action="append", default=[], help="origin of a page that reads clips")
@@ -393,12 +395,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8001)
     parser.add_argument("--socket", type=int, help="inherited socket to listen on; ends when standard input does")
     arguments = parser.parse_args()
-    try:
-        secret = bytes.fromhex(os.environ.get(SECRET_VARIABLE, ""))
-    except ValueError:
-        secret = b""
-    if len(secret) < 16:
-        parser.error(f"{SECRET_VARIABLE} holds no secret of 16 bytes or more in hexadecimal")
+    secret = os.environ.get(SECRET_VARIABLE, "").encode()
+    if len(secret) < MIN_SECRET_BYTES:
+        parser.error(f"{SECRET_VARIABLE} holds no secret of {MIN_SECRET_BYTES} characters or more")
     server = uvicorn.Server(
         uvicorn.Config(
             ClipApp(arguments.folder, secret, arguments.origin),
