@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -17,6 +18,7 @@ from themis_ray.labeling.routes import annotator, experimenter, health
 from themis_ray.labeling.service import Service
 from themis_ray.labeling.store import StoreError
 from themis_ray.labeling.web.render import STATIC_FOLDER
+from themis_ray.wire import Wire
 
 __all__ = ["create_app"]
 
@@ -24,6 +26,29 @@ logger = logging.getLogger("themis_ray")
 
 API = "/api/v1"
 RETRY_AFTER_S = "2"
+
+
+class ErrorView(Wire):
+    """Why something was refused: what was given, what is allowed, what to do."""
+
+    error: str
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorView, "description": reason}
+    for status, reason in {
+        400: "It cannot be read",
+        401: "Nobody is signed in",
+        403: "Not allowed",
+        404: "There is no such thing, or it is not the caller's business",
+        405: "Not this method",
+        409: "Not in this state",
+        413: "Too large",
+        422: "It makes no sense",
+        429: "Too often; see Retry-After",
+        503: "Busy; see Retry-After",
+    }.items()
+}
 
 
 def create_app(service: Service) -> FastAPI:
@@ -41,9 +66,9 @@ def create_app(service: Service) -> FastAPI:
         root_path=service.settings.root,
     )
     app.state.service = service
-    app.include_router(health.router)
-    app.include_router(annotator.router, prefix=API)
-    app.include_router(experimenter.router, prefix=API)
+    app.include_router(health.router, responses=ERRORS)
+    app.include_router(annotator.router, prefix=API, responses=ERRORS)
+    app.include_router(experimenter.router, prefix=API, responses=ERRORS)
 
     @app.get(f"{API}/openapi.json", include_in_schema=False)
     def openapi(caller: AnyCaller) -> JSONResponse:

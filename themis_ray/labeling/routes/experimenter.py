@@ -13,7 +13,7 @@ from themis_ray.labeling.callers import AdminCaller, AnyCaller, ServiceOf, Study
 from themis_ray.labeling.clip_server import clip_path
 from themis_ray.labeling.report import StudyReport
 from themis_ray.labeling.service import Service
-from themis_ray.labeling.store import ConflictError, ForbiddenError, StudyRow, WrongError
+from themis_ray.labeling.store import ConflictError, ForbiddenError, NotFoundError, StudyRow, WrongError
 from themis_ray.labeling.study import StudyConfig
 from themis_ray.wire import AnswerPage, ClipName, LongId, NewQuery, Slug, StoredAnswer, Wire
 
@@ -252,13 +252,15 @@ async def add_clip(
     return ClipReceipt(name=name, num_bytes=len(body))
 
 
-@router.get("/studies/{study}/clips/{name}")
+@router.get("/studies/{study}/clips/{name}", status_code=204)
 def has_clip(
     service: ServiceOf, caller: StudyCaller, study: Annotated[Slug, Path()], name: Annotated[ClipName, Path()]
 ) -> Response:
-    """Answers 204 if the study has a clip of this name, else 404."""
+    """Tells whether a study has a clip of this name."""
     del caller
-    return Response(status_code=204 if service.store.studies.has_clip(study, name) else 404)
+    if not service.store.studies.has_clip(study, name):
+        raise NotFoundError(f"study {study!r} has no clip {name}.")
+    return Response(status_code=204)
 
 
 def _store_clip(service: Service, study: str, name: str, body: bytes) -> None:

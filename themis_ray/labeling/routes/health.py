@@ -2,7 +2,8 @@
 
 import hmac
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from themis_ray.labeling.callers import ServiceOf, UnauthorizedError, current_member
@@ -26,8 +27,8 @@ def readyz(service: ServiceOf) -> dict[str, str]:
     return {"status": "ready"}
 
 
-@router.get("/metrics")
-def metrics(request: Request, service: ServiceOf) -> Response:
+@router.get("/metrics", response_class=PlainTextResponse)
+def metrics(request: Request, service: ServiceOf) -> PlainTextResponse:
     """Prometheus metrics of this replica, for admins and for whoever has the token of the settings."""
     wanted = service.settings.metrics_token
     given = request.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -35,4 +36,4 @@ def metrics(request: Request, service: ServiceOf) -> Response:
     member = None if is_known else current_member(request)
     if not is_known and (member is None or member.role != "admin"):
         raise UnauthorizedError("metrics need an admin's session or Authorization: Bearer METRICS_TOKEN.")
-    return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
+    return PlainTextResponse(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
