@@ -36,14 +36,20 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def request(
-        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, content: Any = None
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        content: Any = None,
+        body: bytes = b"",
     ) -> Reply:
-        """Returns the answer; `content` is sent as JSON.
+        """Returns the answer; `content` is sent as JSON, else `body` as it is.
 
         Raises:
             LostConnectionError: See there. The next request connects again.
         """
-        body = b"" if content is None else json.dumps(content).encode()
+        body = body if content is None else json.dumps(content).encode()
         lines = [f"{method} {path} HTTP/1.1", f"Host: {self._host}:{self._port}"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         if content is not None:
