@@ -27,7 +27,7 @@ def readyz(service: ServiceOf) -> dict[str, str]:
     return {"status": "ready"}
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
+@router.get("/metrics", include_in_schema=False)
 def metrics(request: Request, service: ServiceOf) -> PlainTextResponse:
     """Prometheus metrics of this replica, for admins and for whoever has the token of the settings."""
     wanted = service.settings.metrics_token
