@@ -15,7 +15,7 @@ def themis_list(*arguments: str, color: bool = False) -> Result:
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
-        ("teachers", {*TEACHERS, "synthetic", "scripted", "judge"}),
+        ("teachers", {*TEACHERS, "synthetic", "scripted", "judge", "human"}),
         ("samplers", set(SAMPLERS)),
         ("algorithms", set(LEARNER_DEFAULTS)),
         ("reward-models", {*REWARD_MODELS, *(f"reward.{name}" for name in REWARD_OPTIONS)}),

@@ -152,6 +152,11 @@ def resolve(config: ExperimentConfig) -> tuple[ExperimentConfig, EnvSpec]:
             f"feedback.kind={config.feedback.kind} was given, but teacher.kind={config.teacher.kind} compares segments "
             "only. Use feedback.kind=preference or teacher.kind=synthetic."
         )
+    if config.reward.reliability_weights and config.teacher.kind != "human":
+        raise ConfigError(
+            f"reward.reliability_weights=true was given, but teacher.kind={config.teacher.kind} has no annotators to "
+            "trust more or less. Leave it out or use teacher.kind=human."
+        )
     name = _choose_learner(config.algorithm.name, spec)
     if name == "cpl":
         return _resolve_cpl(config), spec

@@ -67,7 +67,10 @@ CONTENTS = (
     "judge_answers.jsonl",
     "annotators.json",
 )
-FOLDERS = ("queries", "preferences", "withdrawals", "segments", "clips", "checkpoints", "tensorboard", "wandb")
+FOLDERS = (
+    *("queries", "preferences", "withdrawals", "ratings", "step_feedback", "demonstrations"),
+    *("segments", "episodes", "clips", "checkpoints", "tensorboard", "wandb"),
+)
 CHECKPOINT_FORMAT = 1
 
 

@@ -129,7 +129,7 @@ def test_parts_without_answer_ids_look_as_they_always_did(tmp_path, queries):
 def test_records_hold_what_they_promise(queries):
     query = queries[0]
     for name, value in (("teacher", ""), ("feedback_session", -1), ("reward_version", -1), ("right_id", query.left.id)):
-        with pytest.raises(ValueError, match="must|needs"):
+        with pytest.raises(ValueError, match=r"must|needs"):
             AskedQuery(**{**vars(asked(query)), name: value})
     with pytest.raises(ValueError, match="UTC"):
         AskedQuery(**{**vars(asked(query)), "asked_at": datetime(2025, 3, 1)})

@@ -375,7 +375,7 @@ JUDGE = {"kind": "judge", "url": "https://example.com/v1", "model": "m", "prompt
 
 
 def test_every_preset_and_kind_has_one_line():
-    assert list(TEACHER_DESCRIPTIONS) == [*TEACHERS, "synthetic", "scripted", "judge"]
+    assert list(TEACHER_DESCRIPTIONS) == [*TEACHERS, "synthetic", "scripted", "judge", "human"]
     assert all(text and "\n" not in text and len(text) < 110 for text in TEACHER_DESCRIPTIONS.values())
 
 

@@ -20,7 +20,7 @@ from themis_ray.feedback.schedules import (
     session_plan,
 )
 from themis_ray.feedback.scripted import ScriptedTeacher
-from themis_ray.feedback.teacher_config import TeacherConfig, check_teacher, make_teacher
+from themis_ray.feedback.teacher_config import TeacherConfig, check_teacher, make_human_teacher, make_teacher
 from themis_ray.feedback.teachers import (
     TEACHER_DESCRIPTIONS,
     TEACHERS,
@@ -57,6 +57,7 @@ __all__ = [
     "farthest_first",
     "information_gain",
     "judge_steps",
+    "make_human_teacher",
     "make_teacher",
     "open_demonstrations",
     "play_tournament",

@@ -14,7 +14,7 @@ import numpy as np
 
 from themis_ray.errors import ConfigError, TeacherError
 
-__all__ = ["CallBudget", "ChatEndpoint", "Reply"]
+__all__ = ["CallBudget", "ChatEndpoint", "Reply", "retry_after_s"]
 
 T = TypeVar("T")
 
@@ -234,7 +234,7 @@ class ChatEndpoint:
         status = response.status_code
         problem = f"status {status}: {self._show(response.text)}"
         if status in RETRIED_STATUS or status >= 500:
-            return _Call(None, problem, is_reached=False, rest_s=_retry_after_s(response))
+            return _Call(None, problem, is_reached=False, rest_s=retry_after_s(response))
         advice = (
             "Check the key that teacher.api_key_env names" if status in (401, 403) else "Check teacher.url and model"
         )
@@ -290,7 +290,7 @@ def _answer_text(body: dict[str, Any]) -> str | None:
     return content if isinstance(content, str) and content.strip() else None
 
 
-def _retry_after_s(response: httpx.Response) -> float:
+def retry_after_s(response: httpx.Response) -> float:
     """Returns the seconds, or the seconds until the date, of a Retry-After header; 0 where there is none."""
     value = response.headers.get("Retry-After", "").strip()
     if value.replace(".", "", 1).isdecimal():

@@ -85,6 +85,7 @@ TEACHER_DESCRIPTIONS: dict[str, str] = {
     "synthetic": "kind: one of the presets above, or its numbers changed; sees the true rewards",
     "scripted": "kind: a Python function of two segments, teacher.function=module:function",
     "judge": "kind: a vision model behind an OpenAI-compatible endpoint looks at frames of both segments",
+    "human": "kind: people compare clips in their browsers while training goes on; teacher.study=ID, teacher.url",
 }
 
 

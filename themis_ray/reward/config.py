@@ -53,6 +53,11 @@ class RewardConfig(BaseModel):
     max_batch_bytes: PositiveInt = Field(
         2**28, description="a gradient step that would hold more activations than this is split into micro-batches"
     )
+    reliability_weights: bool | None = Field(
+        None,
+        description="whether an answer weighs in the loss as much as its annotator is trusted. None: where a study of "
+        "teacher.kind=human tells weights, as it does with several answers per query; false: all weigh the same",
+    )
     temporal_crop: int = Field(
         0, ge=0, description="most steps that a pass cuts off each segment of a pair, anew in every pass (SURF)"
     )

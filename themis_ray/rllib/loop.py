@@ -10,22 +10,24 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from ray.rllib.utils.checkpoints import Checkpointable
 
-from themis_ray.data import Choice, EpisodePool, Preference, PreferenceDataset, Query, Segment
+from themis_ray.data import AskedQuery, Choice, EpisodePool, Preference, PreferenceDataset, Query, Segment
 from themis_ray.envs import EnvSpec, image_parts
 from themis_ray.feedback import (
     SAMPLERS,
+    Teacher,
     choose_queries,
     disagreement,
+    make_human_teacher,
     make_teacher,
     queries_due,
     session_plan,
@@ -50,6 +52,9 @@ from themis_ray.rllib.evaluative import (
 from themis_ray.rllib.replay import ReplayBuffer
 from themis_ray.rllib.reward_actor import PendingPrediction, RewardModel
 from themis_ray.rllib.settings import LoopSettings
+
+if TYPE_CHECKING:
+    from themis_ray.feedback.human import HumanTeacher
 
 __all__ = ["COMPONENT_PREFERENCE_LOOP", "Phase", "PreferenceLoop"]
 
@@ -94,7 +99,15 @@ class PreferenceLoop(Checkpointable):
         self.pool = EpisodePool(settings.env.id, POOL_NUM_ENV_STEPS)
         self.dataset = PreferenceDataset(dataset_path)
         self.info: dict[str, float] = {}
-        self._teacher = make_teacher(settings.teacher, settings.env, dataset_path / "judge_answers.jsonl")
+        self._teacher: Teacher | None = None
+        self._human: HumanTeacher | None = None
+        if settings.teacher.kind != "human":
+            self._teacher = make_teacher(settings.teacher, settings.env, dataset_path / "judge_answers.jsonl")
+        elif settings.has_reward_model:
+            about = {"run": dataset_path.name, "seed": settings.seed}
+            self._human = make_human_teacher(
+                settings.teacher, settings.env, self.dataset, about, settings.feedback.budget
+            )
         self._intrinsic_std = RunningStd()
         self.watch = RewardWatch()
         self._num_looks = 0
@@ -167,27 +180,30 @@ class PreferenceLoop(Checkpointable):
     def hold_session_if_due(self, env_step: int) -> bool:
         """Ask, store, fit and measure when the schedule says so; tell whether the reward model changed.
 
-        Answers that were stored after the last fit, by a run that was killed, are fitted too.
+        Answers that were stored after the last fit, by a run that was killed, are fitted too. People are asked at the
+        same times; their answers are taken in whenever this is called, and fitted when enough are there.
         """
         if self.reward_model is None or env_step < self.num_steps_before_feedback:
             return False
+        if self._human is not None:
+            self._human.collect()
         num_due = queries_due(self._plan, env_step) - self.dataset.num_questions
         can_ask = self.pool.num_starts(self._segment_length) >= 2
         if can_ask:
             take_demonstrations(self.settings, self.spec, self.dataset, env_step)
         if num_due > 0 and can_ask:
             self._ask(num_due, env_step)
-        num_answers = self.dataset.num_questions + len(self.dataset.demonstrations)
-        if num_answers == self._num_fitted_queries:
+        if not self._has_news():
             return False
-        self._num_fitted_queries = num_answers
+        self._num_fitted_queries = self._num_changes
         evaluations = self.dataset.evaluated_segments(
             own_segments(self.pool, self.dataset, self._segment_length, self.streams)
         )
-        if self.dataset.num_preferences == 0 and evaluations is None:
+        pairs = self.dataset.labelled_pairs(self.settings.reward.label_margin, weight=self._weight)
+        if not pairs.weights.any() and evaluations is None:
             return False
         info = self.reward_model.fit(
-            self.dataset.labelled_pairs(self.settings.reward.label_margin),
+            pairs,
             self.streams.draw_seed("fit"),
             bonus=disagreement_bonus(self.settings.reward, env_step),
             unlabelled=self._unlabelled_pairs(),
@@ -196,6 +212,25 @@ class PreferenceLoop(Checkpointable):
         self.info |= {f"fit_{name}": value for name, value in info.items()}
         self.info.update(self.measure_reward())
         return True
+
+    @property
+    def _num_changes(self) -> int:
+        return self.dataset.num_changes + len(self.dataset.demonstrations)
+
+    def _has_news(self) -> bool:
+        """Tell whether answers are to be fitted now; with people that wait for each other, wait for them first."""
+        if self._human is None:
+            return self._num_changes != self._num_fitted_queries
+        if self._human.parameters.wait:
+            self._human.wait()
+        num_new = abs(self._num_changes - self._num_fitted_queries)
+        return num_new > 0 and self._human.is_fit_due(num_new)
+
+    @property
+    def _weight(self) -> Callable[[Preference], float] | None:
+        if self._human is None or self.settings.reward.reliability_weights is False:
+            return None
+        return self._human.weight
 
     def _unlabelled_pairs(self) -> UnlabelledPairs | None:
         """Draw pairs for pseudo-labels from the pool; None when they are off or the pool holds too little."""
@@ -218,9 +253,14 @@ class PreferenceLoop(Checkpointable):
             ask_about_segments(self.settings, self.pool, self.dataset, self.streams, num_queries, env_step)
             return
         queries = self._choose_queries(num_queries)
+        last = self.dataset.last_feedback_session
+        if self._human is not None:
+            assert self.reward_model is not None
+            self._human.ask(queries, last + 1, env_step, self.reward_model.version)
+            return
+        assert self._teacher is not None
         asked_at = datetime.now(UTC)
         returns, lengths = self.pool.recent_returns()
-        last = self.dataset.last_feedback_session
         choices = self._teacher.answer(queries, self.streams["teacher"], (returns, lengths), last + 1)
         answered_at = datetime.now(UTC)
         self.dataset.append(
@@ -268,6 +308,10 @@ class PreferenceLoop(Checkpointable):
         )
 
     def _labelled_queries(self) -> list[Query]:
+        """Return what needs no further answer, so that samplers look elsewhere; with people, what waits for one too."""
+        if self._human is not None:
+            skipped = {row.query_id for row in self.dataset.preferences if row.choice is Choice.SKIP}
+            return [query for query in self._asked_queries() if query.id not in skipped]
         return [
             Query(self.dataset.segment(preference.left_id), self.dataset.segment(preference.right_id))
             for preference in self.dataset.preferences
@@ -364,6 +408,7 @@ class PreferenceLoop(Checkpointable):
             "pool": self.pool.get_state(),
             "queries": queries,
             "preferences": list(self.dataset.preferences),
+            "asked": (self._asked_queries(), list(self.dataset.asked.values())),
             "evaluations": (
                 [self.dataset.segment(row.segment_id) for row in self.dataset.evaluations],
                 list(self.dataset.evaluations),
@@ -384,6 +429,7 @@ class PreferenceLoop(Checkpointable):
         """Restore `get_state`. Answers on disk that are newer than the state stay; older ones that miss are added."""
         self.streams.set_state(state["streams"])
         self.pool.set_state(state["pool"])
+        self._restore_asked(*state.get("asked", ([], [])))
         self._restore_dataset(state["queries"], state["preferences"])
         num_newer = restore_evaluations(self.dataset, *state.get("evaluations", ([], [])))
         if num_newer:
@@ -407,13 +453,27 @@ class PreferenceLoop(Checkpointable):
         np.random.set_state(numpy_state)  # noqa: NPY002
         random.setstate(python_state)
 
+    def _asked_queries(self) -> list[Query]:
+        return [
+            Query(self.dataset.segment(row.left_id), self.dataset.segment(row.right_id))
+            for row in self.dataset.asked.values()
+        ]
+
+    def _restore_asked(self, queries: list[Query], asked: list[AskedQuery]) -> None:
+        """Store the queries to people that miss in the dataset."""
+        rows = [i for i, row in enumerate(asked) if row.query_id not in self.dataset.asked]
+        self.dataset.append_asked([queries[i] for i in rows], [asked[i] for i in rows])
+
     def _restore_dataset(self, queries: list[Query], preferences: list[Preference]) -> None:
         stored = self.dataset.num_queries
         if stored > len(preferences):
             logger.info("Kept %d answers given after the checkpoint.", stored - len(preferences))
-            return
+        missing = list(range(stored, len(preferences)))
+        if any(preference.answer_id for preference in preferences):
+            # People's answers have ids; withdrawn ones are known too and do not come back.
+            missing = [i for i, row in enumerate(preferences) if row.answer_id not in self.dataset.answer_ids]
         by_session: dict[int, list[int]] = {}
-        for i in range(stored, len(preferences)):
+        for i in missing:
             by_session.setdefault(preferences[i].feedback_session, []).append(i)
         for rows in by_session.values():
             self.dataset.append([queries[i] for i in rows], [preferences[i] for i in rows])
