@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the pydantic models: `python docs/generate_configuration.py`.
+"""Writes docs/configuration.md and docs/study-settings.md from the pydantic models: `python docs/generate_configuration.py`.
 
 Defaults, ranges and meanings are read from the fields, so that a setting is written once. `tests/test_docs.py` fails
 when the file is stale.
@@ -24,10 +24,13 @@ from themis_ray.config import (
     MIN_PPO_ITERATIONS,
     ExperimentConfig,
 )
+from themis_ray.labeling import study
 from themis_ray.reward import DEFAULT_NUM_EPOCHS
 from themis_ray.rllib.settings import LEARNER_DEFAULTS
 
 OUT = Path(__file__).with_name("configuration.md")
+STUDY_OUT = Path(__file__).with_name("study-settings.md")
+STUDY_PARTS = (study.Consent, study.ChoiceQuestion, study.ScaleQuestion, study.TextQuestion, study.Arm, study.Panel)
 
 BOUNDS = {"ge": "≥ {}", "gt": "> {}", "le": "≤ {}", "lt": "< {}", "min_length": "at least {} long"}
 TYPES = {
@@ -80,6 +83,8 @@ def show(value: Any) -> str:
     """Returns a default as it is written in YAML."""
     if value is PydanticUndefined:
         return "required"
+    if isinstance(value, BaseModel):
+        return "its defaults"
     if isinstance(value, tuple):
         value = list(value)
     if isinstance(value, float) and 0 < value < 1e-3:
@@ -102,6 +107,8 @@ def describe_type(annotation: Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return " ".join([describe_type(arguments[0]), *bounds(arguments[1:])])
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
     if origin is typing.Literal:
         return "one of " + ", ".join(f"`{value}`" for value in arguments)
     if origin in (types.UnionType, typing.Union):
@@ -205,6 +212,35 @@ def make_document() -> str:
     return "\n".join(parts)
 
 
+STUDY_INTRODUCTION = """\
+# The settings of a study
+
+<!-- Written by docs/generate_configuration.py from the models. Change the models, not this file. -->
+
+A study is one YAML file, which `themis study create FILE.yaml` sends to the service. [Labelling](labelling.md) says what
+the parts are for and has a whole one.
+"""
+
+
+def study_table(model: type[BaseModel]) -> str:
+    """Returns one row for each setting of a part of a study."""
+    rows = [
+        [f"`{name}`", show(field.default), allowed(field), sentence(field.description) if field.description else ""]
+        for name, field in model.model_fields.items()
+    ]
+    return table(("Setting", "Default", "Allowed", "Meaning"), rows)
+
+
+def make_study_document() -> str:
+    """Returns the text of docs/study-settings.md."""
+    parts = [STUDY_INTRODUCTION, study_table(study.StudyConfig)]
+    for model in STUDY_PARTS:
+        purpose = sentence((model.__doc__ or "").strip().split("\n")[0])
+        parts.append(f"## {model.__name__}\n\n{purpose}\n\n{study_table(model)}")
+    return "\n".join(parts)
+
+
 if __name__ == "__main__":
     OUT.write_text(make_document())
-    print(f"Wrote {OUT.name}")
+    STUDY_OUT.write_text(make_study_document())
+    print(f"Wrote {OUT.name} and {STUDY_OUT.name}")

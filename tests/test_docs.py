@@ -142,6 +142,8 @@ def test_the_page_of_settings_is_what_the_models_say() -> None:
     spec.loader.exec_module(generator)
     stored = (ROOT / "docs" / "configuration.md").read_text()
     assert stored == generator.make_document(), "run: python docs/generate_configuration.py"
+    stored = (ROOT / "docs" / "study-settings.md").read_text()
+    assert stored == generator.make_study_document(), "run: python docs/generate_configuration.py"
 
 
 @pytest.mark.parametrize(

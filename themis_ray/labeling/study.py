@@ -46,11 +46,11 @@ class Consent(Part):
 class ChoiceQuestion(Part):
     """One of several answers."""
 
-    kind: Literal["choice"]
-    id: Slug
-    text: str = Field(min_length=1)
-    options: tuple[str, ...] = Field(min_length=2)
-    is_required: bool = True
+    kind: Literal["choice"] = Field(description="What makes it this kind of question.")
+    id: Slug = Field(description="Of the answer in exports; lower-case letters, digits and dashes.")
+    text: str = Field(min_length=1, description="The question.")
+    options: tuple[str, ...] = Field(min_length=2, description="What can be chosen.")
+    is_required: bool = Field(default=True, description="Whether it has to be answered.")
     screens_out: tuple[str, ...] = Field(default=(), description="Answers that end the study for this person.")
 
     @model_validator(mode="after")
@@ -64,14 +64,14 @@ class ChoiceQuestion(Part):
 class ScaleQuestion(Part):
     """A number on a scale, such as 1 to 7."""
 
-    kind: Literal["scale"]
-    id: Slug
-    text: str = Field(min_length=1)
-    low: int = 1
-    high: int = 7
-    low_label: str = ""
-    high_label: str = ""
-    is_required: bool = True
+    kind: Literal["scale"] = Field(description="What makes it this kind of question.")
+    id: Slug = Field(description="Of the answer in exports; lower-case letters, digits and dashes.")
+    text: str = Field(min_length=1, description="The question.")
+    low: int = Field(default=1, description="The smallest value.")
+    high: int = Field(default=7, description="The largest.")
+    low_label: str = Field(default="", description="What the smallest means.")
+    high_label: str = Field(default="", description="What the largest means.")
+    is_required: bool = Field(default=True, description="Whether it has to be answered.")
 
     @model_validator(mode="after")
     def _check_ends(self) -> Self:
@@ -83,11 +83,11 @@ class ScaleQuestion(Part):
 class TextQuestion(Part):
     """A few words of one's own."""
 
-    kind: Literal["text"]
-    id: Slug
-    text: str = Field(min_length=1)
-    max_length: int = Field(default=2000, ge=1, le=20_000)
-    is_required: bool = False
+    kind: Literal["text"] = Field(description="What makes it this kind of question.")
+    id: Slug = Field(description="Of the answer in exports; lower-case letters, digits and dashes.")
+    text: str = Field(min_length=1, description="The question.")
+    max_length: int = Field(default=2000, ge=1, le=20_000, description="Characters.")
+    is_required: bool = Field(default=False, description="Whether it has to be answered.")
 
 
 Question = Annotated[ChoiceQuestion | ScaleQuestion | TextQuestion, Field(discriminator="kind")]
@@ -96,24 +96,25 @@ Question = Annotated[ChoiceQuestion | ScaleQuestion | TextQuestion, Field(discri
 class Arm(Part):
     """A group of annotators that sees the same."""
 
-    name: Slug
+    name: Slug = Field(description="Stored with every answer.")
     overlay: str = Field(default="", max_length=64, description="Name of the explanation shown; empty for none.")
 
 
 class Panel(Part):
     """Where annotators come from, and where they go when they are done."""
 
-    kind: Literal["none", "generic", "prolific"] = "none"
+    kind: Literal["none", "generic", "prolific"] = Field(
+        default="none", description="Prolific: its parameters and its completion page are filled in."
+    )
     id_parameters: tuple[str, ...] = Field(
         default=(), description="Parameters of the link that are kept; of Prolific PROLIFIC_PID, STUDY_ID, SESSION_ID."
     )
     redirect_url: str = Field(
         default="", description="Where people go; {code} is replaced. Of Prolific its completion page."
     )
-    code_complete: str = Field(default="", max_length=64)
-    code_screened_out: str = Field(default="", max_length=64)
-    code_no_consent: str = Field(default="", max_length=64)
-    code_failed_check: str = Field(default="", max_length=64)
+    code_complete: str = Field(default="", max_length=64, description="Code of people who are through.")
+    code_screened_out: str = Field(default="", max_length=64, description="Code of people whom a question screens out.")
+    code_no_consent: str = Field(default="", max_length=64, description="Code of people who do not agree or withdraw.")
 
     @model_validator(mode="before")
     @classmethod
@@ -139,7 +140,7 @@ class StudyConfig(Part):
     """What a study asks, of whom, how often, and when it ends."""
 
     id: Slug = Field(description="In addresses and commands: lower-case letters, digits and dashes.")
-    title: str = Field(min_length=1, max_length=200)
+    title: str = Field(min_length=1, max_length=200, description="On every page.")
     question: str = Field(
         default="Which clip is better?", min_length=1, max_length=300, description="Above the clips, all the time."
     )
@@ -152,7 +153,9 @@ class StudyConfig(Part):
     after: tuple[Question, ...] = Field(default=(), description="Questions after the work.")
     arms: tuple[Arm, ...] = Field(default=(), description="Annotators are spread over them evenly, in random order.")
     num_practice: int = Field(default=0, ge=0, le=50, description="Practice pairs before the work.")
-    queries_per_annotator: int = Field(default=20, ge=1, le=100_000)
+    queries_per_annotator: int = Field(
+        default=20, ge=1, le=100_000, description="Answers asked of each person, practice left out."
+    )
     overlap: int = Field(default=1, ge=1, le=1000, description="Answers per query.")
     gold_share: float = Field(default=0.0, ge=0, le=0.5, description="Share of the work whose answer is known.")
     repeat_share: float = Field(
@@ -165,8 +168,8 @@ class StudyConfig(Part):
     min_gold_accuracy: float | None = Field(
         default=None, ge=0, le=1, description="Below it after 5 gold pairs, labels weigh nothing. Nobody is rejected."
     )
-    max_annotators: int | None = Field(default=None, ge=1)
-    panel: Panel = Panel()
+    max_annotators: int | None = Field(default=None, ge=1, description="Whoever comes later is sent away with thanks.")
+    panel: Panel = Field(default=Panel(), description="Where people come from and what they get at the end.")
     retention_days: int | None = Field(default=None, ge=1, description="After the stop, ids of panels are deleted.")
     webhook_url: str = Field(default="", description="Told by POST when queries wait or the study stops.")
     notify_email: str = Field(default="", description="Told by e-mail, if the service has SMTP settings.")
