@@ -1,0 +1,208 @@
+"""Answers that were given elsewhere, such as in the same study of another service."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, insert, select, update
+
+from themis_ray.labeling import tables
+from themis_ray.labeling.database import Database
+from themis_ray.labeling.export import AnswerRow
+from themis_ray.labeling.store.access import write_audit
+from themis_ray.labeling.store.errors import NotFoundError, WrongError
+from themis_ray.labeling.store.studies import read_study
+
+__all__ = ["ImportCounts", "Imports"]
+
+T = TypeVar("T")
+
+ROWS_PER_TRANSACTION = 500
+
+
+@dataclass
+class ImportCounts:
+    """What became of the answers of a file.
+
+    Attributes:
+        num_new: Stored.
+        num_known: There already: the same answer, or another of the same person to the same query.
+        num_withdrawn: Left out, since the person has withdrawn.
+    """
+
+    num_new: int = 0
+    num_known: int = 0
+    num_withdrawn: int = 0
+
+
+class Imports:
+    """Brings answers in."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, study_id: str, rows: Iterable[AnswerRow], actor: str) -> ImportCounts:
+        """Stores answers whose queries the study has. Twice is as once, and after a failure it can be done again.
+
+        A query that gets more answers than were wanted is wanted by as many from then on. People keep their pseudonyms
+        and are done.
+
+        Args:
+            study_id: Of the study.
+            rows: Of an export.
+            actor: Who does it.
+
+        Raises:
+            NotFoundError: There is no such study, or a query is not in it.
+            WrongError: An answer is of another kind of feedback, or its person is in another study.
+        """
+        counts = ImportCounts()
+        for batch in _batches(rows, ROWS_PER_TRANSACTION):
+            with self._database.write() as connection:
+                self._add(connection, study_id, batch, counts)
+        with self._database.write() as connection:
+            read_study(connection, study_id)
+            write_audit(connection, actor, "answers.import", study_id, vars(counts))
+        return counts
+
+    def _add(self, connection: Connection, study_id: str, rows: Sequence[AnswerRow], counts: ImportCounts) -> None:
+        study = read_study(connection, study_id)
+        kinds = _lookup(connection, tables.query, "kind", {row.query_id for row in rows}, study_id)
+        withdrawn = _lookup(connection, tables.tombstone, "study_id", {row.annotator_id for row in rows})
+        homes = _lookup(connection, tables.annotator, "study_id", {row.annotator_id for row in rows})
+        known = set(_lookup(connection, tables.answer, "annotator_id", {row.answer_id for row in rows}))
+        taken = _taken(connection, {row.annotator_id for row in rows})
+        new = []
+        for row in rows:
+            if row.query_id not in kinds:
+                raise NotFoundError(
+                    f"study {study_id!r} has no query {row.query_id!r}. Send its queries and clips first."
+                )
+            if row.feedback != study.config.feedback:
+                raise WrongError(f"answer {row.answer_id} is {row.feedback}, the study is {study.config.feedback}.")
+            if homes.get(row.annotator_id, study_id) != study_id:
+                raise WrongError(f"annotator {row.annotator_id} is in study {homes[row.annotator_id]!r} already.")
+            place = (row.annotator_id, row.query_id, row.repeat)
+            if row.annotator_id in withdrawn:
+                counts.num_withdrawn += 1
+            elif row.answer_id in known or place in taken:
+                counts.num_known += 1
+            else:
+                known.add(row.answer_id)
+                taken.add(place)
+                new.append(row)
+        if new:
+            counts.num_new += len(new)
+            _insert(connection, study_id, new, set(homes), kinds)
+            # The numbers of answers are given last, so that nothing is waited for while others wait.
+            self._database.lock_answers(connection, study_id)
+            connection.execute(insert(tables.answer), [_answer(study_id, row) for row in new])
+
+
+def _taken(connection: Connection, annotators: set[str]) -> set[tuple[str, str, int]]:
+    """Returns what these people have been asked."""
+    column = tables.assignment.c
+    chosen = select(column.annotator_id, column.query_id, column.repeat).where(column.annotator_id.in_(annotators))
+    return {(row.annotator_id, row.query_id, row.repeat) for row in connection.execute(chosen)}
+
+
+def _lookup(
+    connection: Connection, table: Any, column: str, ids: set[str], study_id: str | None = None
+) -> dict[str, str]:
+    """Returns a column of the rows that have these ids."""
+    key = table.c.annotator_id if table is tables.tombstone else table.c.id
+    chosen = select(key, table.c[column]).where(key.in_(ids))
+    if study_id is not None:
+        chosen = chosen.where(table.c.study_id == study_id)
+    return {row[0]: row[1] for row in connection.execute(chosen)}
+
+
+def _insert(
+    connection: Connection, study_id: str, rows: Sequence[AnswerRow], people: set[str], kinds: dict[str, str]
+) -> None:
+    by_person = defaultdict(list)
+    for row in rows:
+        by_person[row.annotator_id].append(row)
+    new = [_person(study_id, own) for name, own in by_person.items() if name not in people]
+    if new:
+        connection.execute(insert(tables.annotator), new)
+    connection.execute(insert(tables.assignment), [_assignment(study_id, row) for row in rows])
+    person, query = tables.annotator, tables.query
+    for name, own in sorted(by_person.items()):
+        num_counting = sum(kinds[row.query_id] != "practice" for row in own)
+        connection.execute(
+            update(person)
+            .where(person.c.id == name)
+            .values(num_answered=person.c.num_answered + num_counting, num_assigned=person.c.num_assigned + len(own))
+        )
+    first: defaultdict[str, int] = defaultdict(int)
+    for row in rows:
+        first[row.query_id] += row.repeat == 0
+    for query_id, num_more in sorted(first.items()):
+        place = (query.c.study_id == study_id) & (query.c.id == query_id)
+        counts = {name: query.c[name] + num_more for name in ("num_taken", "num_answers")}
+        connection.execute(update(query).where(place).values(**counts))
+        connection.execute(
+            update(query).where(place, query.c.overlap < query.c.num_taken).values(overlap=query.c.num_taken)
+        )
+
+
+def _person(study_id: str, rows: Sequence[AnswerRow]) -> dict[str, Any]:
+    return {
+        "id": rows[0].annotator_id,
+        "study_id": study_id,
+        "arm": rows[0].arm,
+        "stage": "done",
+        "num_answered": 0,
+        "num_assigned": 0,
+        "panel": {},
+        "completion_code": "",
+        "created_at": min(row.assigned_at for row in rows).timestamp(),
+        "seen_at": max(row.answered_at for row in rows).timestamp(),
+    }
+
+
+def _assignment(study_id: str, row: AnswerRow) -> dict[str, Any]:
+    return {
+        "id": _assignment_id(row),
+        "study_id": study_id,
+        "query_id": row.query_id,
+        "annotator_id": row.annotator_id,
+        "repeat": row.repeat,
+        "is_flipped": row.is_flipped,
+        "number": 0,
+        "state": "answered",
+        "created_at": row.assigned_at.timestamp(),
+        "leased_until": row.answered_at.timestamp(),
+    }
+
+
+def _answer(study_id: str, row: AnswerRow) -> dict[str, Any]:
+    copied = ("rating", "reset_seed", "response_ms", "watched_ms", "num_replays", "speed", "overlay_ms")
+    return {
+        "id": row.answer_id,
+        "assignment_id": _assignment_id(row),
+        "study_id": study_id,
+        "query_id": row.query_id,
+        "annotator_id": row.annotator_id,
+        "choice": row.choice,
+        "steps": None if row.steps is None else list(row.steps),
+        "actions": None if row.actions is None else list(row.actions),
+        "is_undone": False,
+        "answered_at": row.answered_at.timestamp(),
+        **{name: getattr(row, name) for name in copied},
+    }
+
+
+def _assignment_id(row: AnswerRow) -> str:
+    return f"i-{row.answer_id}"[:128]
+
+
+def _batches(rows: Iterable[T], size: int) -> Iterator[list[T]]:
+    remaining = iter(rows)
+    while batch := list(islice(remaining, size)):
+        yield batch
