@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo lint test test-slow test-gpu format bench-overhead bench-peers bench-labels bench-samplers bench-clips clean
+.PHONY: setup demo lint test test-slow test-gpu test-browser format bench-overhead bench-peers bench-labels bench-samplers bench-clips bench-clip-servers bench-serve bench-serve-chaos bench-peer-labels clean
 
 # The stamp is newer than the files that say what to install, or setup runs again.
 setup: $(VENV)/.installed
@@ -32,6 +32,10 @@ test-slow: setup
 test-gpu: setup
 	$(BIN)/pytest -m gpu
 
+# With THEMIS_SCREENSHOTS=1 it also writes docs/images/labelling-*.png.
+test-browser: setup
+	$(BIN)/pytest -m browser tests/browser
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -47,6 +51,18 @@ bench-samplers: setup
 
 bench-clips: setup
 	$(BIN)/python -m benchmarks.clips
+
+bench-clip-servers: setup
+	$(BIN)/python -m benchmarks.clip_servers
+
+bench-serve: setup
+	$(BIN)/python -m benchmarks.serve
+
+bench-serve-chaos: setup
+	$(BIN)/python -m benchmarks.serve --chaos
+
+bench-peer-labels: setup
+	$(BIN)/python -m benchmarks.peer_labels
 
 bench-peers: setup
 	$(BIN)/python -m benchmarks.peers

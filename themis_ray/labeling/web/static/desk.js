@@ -423,13 +423,10 @@ class Desk {
     this.#outbox.addEventListener("receipt", (event) => this.#receive(event.detail.answer, event.detail.receipt));
     this.#outbox.addEventListener("dropped", (event) => this.#drop(event.detail));
     for (const button of document.querySelectorAll("[data-do]")) {
-      button.addEventListener("click", (event) => {
-        this.#do(button.dataset.do);
-        // After a click with the mouse, Space is the desk's again.
-        if (event.detail) button.blur();
-      });
+      button.addEventListener("click", () => this.#do(button.dataset.do));
     }
-    this.stage.addEventListener("click", (event) => { if (event.detail) document.activeElement?.blur(); });
+    // After a click with the mouse, Space and Enter are the desk's again; who came by Tab stays where they are.
+    this.#element.addEventListener("click", (event) => { if (event.detail) event.target.closest("button")?.blur(); });
     byId("press-play").addEventListener("click", () => this.#do("pause"));
     byId("open-help").addEventListener("click", () => this.#help());
     byId("speed").addEventListener("change", (event) => {

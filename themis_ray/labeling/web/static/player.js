@@ -100,6 +100,7 @@ export class Player extends EventTarget {
   #request = 0;
   #lastFrame = -1;
   #job = 0;
+  #aim = null;
 
   constructor(views, addresses) {
     super();
@@ -145,13 +146,15 @@ export class Player extends EventTarget {
 
   /** Moves by frames and stands still there. */
   async step(frames) {
-    const frame = Math.max(0, Math.min(this.frame + frames, this.numFrames - 1));
+    // A second press before the first has arrived goes on from where that one leads.
+    const frame = Math.max(0, Math.min((this.#aim ?? this.frame) + frames, this.numFrames - 1));
     this.pause();
+    this.#aim = frame;
     const job = ++this.#job;
     this.#state = "still";
     await Promise.all(this.#tracks.map((track) => track.seek((Math.min(frame, track.numFrames - 1) + 0.5) / track.fps)));
     if (job !== this.#job) return;
-    this.#clock = frame / this.#longest.fps;
+    this.#aim = null;
     // Without the callback, and where it comes later, this is what is shown.
     for (const track of this.#tracks) track.shownFrame = Math.min(frame, track.numFrames - 1);
     this.#tell("frame");
@@ -164,6 +167,7 @@ export class Player extends EventTarget {
 
   #stop() {
     this.#job++;
+    this.#aim = null;
     this.#wantsToMove = false;
     this.#state = "still";
     cancelAnimationFrame(this.#request);
@@ -184,6 +188,7 @@ export class Player extends EventTarget {
 
   async #go() {
     const job = ++this.#job;
+    this.#aim = null;
     this.#state = "seeking";
     // What was left half a frame apart starts together.
     this.#clock = Math.max(...this.#tracks.map((track) => track.time));
