@@ -76,7 +76,8 @@ class Access:
         dialect = sqlite if self._database.is_sqlite else postgresql
         with self._database.write() as connection:
             used = dialect.insert(tables.used_invitation).values(nonce=nonce, used_at=time.time())
-            if connection.execute(used.on_conflict_do_nothing()).rowcount == 0:
+            is_new = used.on_conflict_do_nothing().returning(tables.used_invitation.c.nonce)
+            if connection.execute(is_new).first() is None:
                 raise ForbiddenError("this invitation was used before. Ask for another one.")
             member_id = f"m-{secrets.token_hex(8)}"
             connection.execute(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import ValidationError
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, Table, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from themis_ray.data import Choice
@@ -23,7 +23,6 @@ from themis_ray.wire import NewQuery
 __all__ = ["Status", "Studies", "StudyCounts", "StudyRow", "make_study", "read_study", "to_study"]
 
 Status = Literal["running", "paused", "stopped"]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class StudyCounts:
 
 
 MAX_PARSED = 256
-MAX_ROWS_PER_INSERT = 500  # SQLite takes 32766 values in a statement
+MAX_NAMES_PER_SELECT = 10_000  # SQLite takes 32766 values in a statement
 _parsed: dict[str, StudyConfig] = {}
 
 
@@ -108,7 +107,7 @@ class Studies:
                 "status": "running",
                 "created_at": time.time(),
             }
-            is_new = connection.execute(_insert_new(self._database, tables.study, [values])).rowcount == 1
+            is_new = self._insert_new(connection, tables.study, [values]) == 1
             study = read_study(connection, config.id)
             if is_new:
                 write_audit(connection, actor, "study.create", config.id, {"title": config.title})
@@ -215,7 +214,7 @@ class Studies:
         with self._database.write() as connection:
             read_study(connection, study_id)
             values = {"study_id": study_id, "name": name, "num_bytes": num_bytes, "created_at": time.time()}
-            connection.execute(_insert_new(self._database, tables.clip, [values]))
+            self._insert_new(connection, tables.clip, [values])
 
     @repeated
     def add_queries(self, study_id: str, queries: Sequence[NewQuery], actor: str) -> int:
@@ -231,10 +230,7 @@ class Studies:
             now = time.time()
             given = sorted({query.id: query for query in reversed(queries)}.items())
             values = [_query_values(study_id, query, row.config.overlap, now) for _, query in given]
-            num_new = sum(
-                connection.execute(_insert_new(self._database, tables.query, chunk)).rowcount
-                for chunk in _chunks(values)
-            )
+            num_new = self._insert_new(connection, tables.query, values) if values else 0
             if num_new:
                 write_audit(connection, actor, "queries.add", study_id, {"num_queries": num_new})
             return num_new
@@ -328,7 +324,13 @@ class Studies:
         """Whether nobody has been told of this event yet; from now on somebody has."""
         values = {"study_id": study_id, "event": event, "sent_at": time.time()}
         with self._database.write() as connection:
-            return connection.execute(_insert_new(self._database, tables.notice, [values])).rowcount == 1
+            return self._insert_new(connection, tables.notice, [values]) == 1
+
+    def _insert_new(self, connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> int:
+        """Inserts rows, passes over those that are there, and returns how many were not."""
+        dialect = sqlite if self._database.is_sqlite else postgresql
+        statement = dialect.insert(table).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
+        return connection.execute(statement, rows).rowcount
 
 
 def _check_queries(connection: Connection, study: StudyRow, queries: Sequence[NewQuery]) -> None:
@@ -352,17 +354,12 @@ def _check_queries(connection: Connection, study: StudyRow, queries: Sequence[Ne
 
 
 def _known_clips(connection: Connection, study_id: str, names: Sequence[str]) -> set[str]:
-    return {
-        name
-        for chunk in _chunks(names)
-        for name in connection.execute(
-            select(tables.clip.c.name).where(tables.clip.c.study_id == study_id, tables.clip.c.name.in_(chunk))
-        ).scalars()
-    }
-
-
-def _chunks(rows: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (rows[start : start + MAX_ROWS_PER_INSERT] for start in range(0, len(rows), MAX_ROWS_PER_INSERT))
+    known: set[str] = set()
+    for start in range(0, len(names), MAX_NAMES_PER_SELECT):
+        some = names[start : start + MAX_NAMES_PER_SELECT]
+        chosen = select(tables.clip.c.name).where(tables.clip.c.study_id == study_id, tables.clip.c.name.in_(some))
+        known |= set(connection.execute(chosen).scalars())
+    return known
 
 
 def _query_values(study_id: str, query: NewQuery, overlap: int, now: float) -> dict[str, Any]:
@@ -387,9 +384,3 @@ def _query_values(study_id: str, query: NewQuery, overlap: int, now: float) -> d
             f"{name}_clip_fps": side.clip_fps if side else None,
         }
     return values
-
-
-def _insert_new(database: Database, table: Any, values: Sequence[dict[str, Any]]) -> Any:
-    """An insert that passes over rows that are there."""
-    dialect = sqlite if database.is_sqlite else postgresql
-    return dialect.insert(table).values(values).on_conflict_do_nothing()

@@ -1,0 +1,212 @@
+"""Studies, people and answers for tests of the label store, and what has to be true of its counts at any time."""
+
+import functools
+import hashlib
+import itertools
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+from postgres_server import make_database
+from sqlalchemy import select
+
+from themis_ray.data import Choice
+from themis_ray.labeling import tables
+from themis_ray.labeling.store import Assignment, LabelStore, Receipt, access, people, studies, work
+from themis_ray.labeling.study import StudyConfig
+from themis_ray.wire import NewAnswer, NewQuery
+
+BACKENDS = ("sqlite", "postgres")
+CLIP_NAMES = [hashlib.md5(str(number).encode()).hexdigest() + ".webm" for number in range(2)]
+_numbers = itertools.count()
+
+
+def make_url(backend: str, folder: Path) -> str:
+    """Returns the address of an empty database."""
+    return make_database() if backend == "postgres" else f"sqlite:///{folder}/{uuid.uuid4().hex}.db"
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder in memory where there is such a thing, for databases that are written very often."""
+    folder = Path(tempfile.mkdtemp(prefix="themis-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def open_store(backend: str) -> Iterator[LabelStore]:
+    """An empty store."""
+    with temporary_folder() as folder:
+        store = LabelStore(make_url(backend, folder))
+        yield store
+        store.close()
+
+
+class Clock:
+    """What the store takes the time from; `advance` lets it pass at once."""
+
+    def __init__(self) -> None:
+        self.passed_s = 0.0
+
+    def time(self) -> float:
+        return time.time() + self.passed_s
+
+    def advance(self, seconds: float) -> None:
+        self.passed_s += seconds
+
+    @contextmanager
+    def used(self) -> Iterator["Clock"]:
+        """Gives this clock to the whole store."""
+        with (
+            mock.patch.object(access, "time", self),
+            mock.patch.object(people, "time", self),
+            mock.patch.object(studies, "time", self),
+            mock.patch.object(work, "time", self),
+        ):
+            yield self
+
+
+def new_query(name: str | int, **changes) -> NewQuery:
+    """A query whose segments are called left-... and right-..., so that a test sees where they are shown."""
+    left, right = (
+        {"segment_id": f"{side}-{name}", "clip": clip, "num_frames": 4}
+        for side, clip in zip(("left", "right"), CLIP_NAMES, strict=True)
+    )
+    return NewQuery.model_validate({"id": f"q-{name}", "left": left, "right": right, **changes})
+
+
+def make_study(store: LabelStore, num_queries: int = 5, *, num_gold: int = 0, num_practice: int = 0, **settings) -> str:
+    """Makes a study with queries and returns its id. `num_practice` is both asked for and there."""
+    study_id = f"study-{next(_numbers)}-{uuid.uuid4().hex[:6]}"
+    config = StudyConfig(id=study_id, title="Walkers", num_practice=num_practice, **settings)
+    store.studies.create(config, "tests")
+    for name in CLIP_NAMES:
+        store.studies.add_clip(study_id, name, 10)
+    changes = {"feedback": config.feedback} | ({} if config.feedback == "pairwise" else {"right": None})
+    gold = {} if config.feedback != "pairwise" else {"gold_choice": Choice.LEFT}
+    queries = [
+        *(new_query(number, **changes) for number in range(num_queries)),
+        *(new_query(f"gold-{number}", kind="gold", **changes, **gold) for number in range(num_gold)),
+        *(new_query(f"practice-{number}", kind="practice", **changes, **gold) for number in range(num_practice)),
+    ]
+    if queries:
+        assert store.studies.add_queries(study_id, queries, "tests") == len(queries)
+    return study_id
+
+
+def join(store: LabelStore, study_id: str, **panel: str) -> str:
+    """Lets somebody come and returns who they are."""
+    return store.people.join(study_id, panel).id
+
+
+def screen_choice(assignment: Assignment, choice: Choice = Choice.LEFT) -> Choice:
+    """Returns what to choose on the screen, so that `choice` is said about the query."""
+    is_flipped = assignment.left.segment_id.startswith("right-")
+    mirrored = {Choice.LEFT: Choice.RIGHT, Choice.RIGHT: Choice.LEFT}
+    return mirrored.get(choice, choice) if is_flipped else choice
+
+
+def new_answer(assignment_id: str, **changes) -> NewAnswer:
+    """An answer with an id of its own."""
+    values = {"answer_id": str(uuid.uuid4()), "assignment_id": assignment_id, "response_ms": 900, "watched_ms": 800}
+    return NewAnswer.model_validate(
+        values | ({} if {"rating", "steps", "actions"} & set(changes) else {"choice": "left"}) | changes
+    )
+
+
+def answer(store: LabelStore, person: str, assignment: Assignment, choice: Choice = Choice.LEFT, **changes) -> Receipt:
+    """Answers what is on a desk; `choice` is by the query."""
+    given = {"choice": screen_choice(assignment, choice)} if assignment.feedback == "pairwise" else {}
+    return store.work.answer(person, new_answer(assignment.id, **given | changes))
+
+
+def answer_one(store: LabelStore, person: str, choice: Choice = Choice.LEFT, **changes) -> str:
+    """Answers what is first on the desk and returns the id of the answer."""
+    answer_id = str(uuid.uuid4())
+    assignment = store.work.desk(person, 1).assignments[0]
+    assert not answer(store, person, assignment, choice, answer_id=answer_id, **{"count": 1} | changes).is_duplicate
+    return answer_id
+
+
+def answer_all(store: LabelStore, person: str, *, count: int = 3, limit: int = 10_000) -> list[str]:
+    """Answers as long as there is something to answer and returns the ids of the answers."""
+    answer_ids = []
+    desk = store.work.desk(person, count)
+    while desk.assignments and len(answer_ids) < limit:
+        answer_ids.append(str(uuid.uuid4()))
+        desk = answer(store, person, desk.assignments[0], answer_id=answer_ids[-1], count=count).desk
+    return answer_ids
+
+
+def check_counts(store: LabelStore, study_id: str) -> None:
+    """Checks in one transaction everything that has to be true of a study at any time."""
+    with store.database.read() as connection:
+        rows = {
+            table.name: connection.execute(select(table).where(table.c.study_id == study_id)).all()
+            for table in (tables.query, tables.assignment, tables.answer, tables.annotator)
+        }
+    assignments = {row.id: row for row in rows["assignment"]}
+    valid = [row for row in rows["answer"] if not row.is_undone]
+    kinds = {row.id: row.kind for row in rows["query"]}
+    num_answers = Counter(row.query_id for row in valid if assignments[row.assignment_id].repeat == 0)
+    num_leased = Counter(row.query_id for row in rows["assignment"] if row.state == "leased" and row.repeat == 0)
+    for query in rows["query"]:
+        assert query.num_answers == num_answers[query.id], query.id
+        assert query.num_taken == num_answers[query.id] + num_leased[query.id], query.id
+        assert query.kind != "ordinary" or query.num_taken <= query.overlap, f"{query.id} is over-collected"
+    per_assignment = Counter(row.assignment_id for row in valid)
+    for row in rows["assignment"]:
+        assert per_assignment[row.id] == (row.state == "answered"), f"{row.state}: {per_assignment[row.id]} answers"
+    for (person, query, repeat), number in Counter(
+        (row.annotator_id, row.query_id, assignments[row.assignment_id].repeat) for row in valid
+    ).items():
+        assert number == 1, f"{person} answered {query} (repeat {repeat}) {number} times"
+    num_by_person = Counter(row.annotator_id for row in valid if kinds[row.query_id] != "practice")
+    for person in rows["annotator"]:
+        assert person.num_answered == num_by_person[person.id]
+
+
+def run_threads(num_threads: int, target) -> None:
+    """Runs `target(number)` in threads that begin together, and raises the first error of any."""
+    errors: list[BaseException] = []
+    barrier = threading.Barrier(num_threads)
+
+    def call(number: int) -> None:
+        try:
+            barrier.wait(60)
+            target(number)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=functools.partial(call, number), daemon=True) for number in range(num_threads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive(), "a thread hangs"
+    if errors:
+        raise errors[0]
+
+
+def work_in_threads(url: str, study_id: str, num_threads: int) -> None:
+    """Opens a store and lets new people answer everything that is there; run by processes of their own."""
+    store = LabelStore(url)
+    run_threads(num_threads, lambda _: answer_all(store, join(store, study_id), count=2))
+    store.close()
+
+
+def answer_and_print(url: str, study_id: str) -> None:
+    """Answers for ever and prints the id of every answer that was acknowledged; run by a process to be killed."""
+    store = LabelStore(url)
+    while True:
+        person = join(store, study_id)
+        for _ in range(20):
+            print(answer_one(store, person, count=3), flush=True)
