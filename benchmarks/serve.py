@@ -38,7 +38,7 @@ import threading
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -501,13 +501,19 @@ async def _generate(load: Load) -> dict[str, Any]:
     }
 
 
-def generate(load: Load, folder: Path) -> dict[str, Any]:
+def generate(load: Load, folder: Path, must_stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """Runs the load generator in a process of its own and returns what it saw."""
     settings, result = folder / "load.json", folder / "load.result.json"
     settings.write_text(json.dumps(load.__dict__))
     result.unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.serve", "--generate", str(settings), str(result)]
-    subprocess.run(command, cwd=ROOT, check=True)
+    with subprocess.Popen(command, cwd=ROOT) as process:
+        while process.poll() is None:
+            if must_stop():
+                process.kill()
+            time.sleep(0.5)
+    if process.returncode != 0:
+        raise RuntimeError(f"the load generator ended with {process.returncode}")
     found: dict[str, Any] = json.loads(result.read_text())
     return found
 
@@ -588,8 +594,8 @@ class Chaos:
         finally:
             self._stopping.set()
             self._thread.join()
-        if self.error is not None:
-            raise self.error
+            if self.error is not None:
+                raise self.error
 
     def _run(self) -> None:
         started = time.monotonic()
@@ -732,7 +738,7 @@ def main() -> int:
             chaos = Chaos(service, arguments.seconds, expected_s / 2)
             if arguments.chaos:
                 with chaos.running():
-                    seen = generate(load, Path(temporary))
+                    seen = generate(load, Path(temporary), lambda: chaos.error is not None)
             else:
                 seen = generate(load, Path(temporary))
         finally:

@@ -131,7 +131,7 @@ def labelling(settings: LabellingSettings) -> Application:
                 min_replicas=settings.min_replicas,
                 max_replicas=settings.max_replicas,
                 target_ongoing_requests=max(1, settings.max_ongoing_requests // 16),
-                look_back_period_s=10.0,
+                look_back_period_s=20.0,
                 upscale_delay_s=5.0,
                 downscale_delay_s=300.0,
             )

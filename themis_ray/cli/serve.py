@@ -242,7 +242,7 @@ def _ray_serve(settings: object, host: str, port: int) -> Iterator[None]:
         yield
     finally:
         # Ray tells on its way out that its controller is gone, as if that were news.
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()):
             with contextlib.suppress(Exception):
                 ray_serve.shutdown()
             ray.shutdown()
