@@ -11,6 +11,7 @@ from test_report import START, make_answer, make_study
 
 from themis_ray.labeling import tables
 from themis_ray.labeling.charts import study_charts
+from themis_ray.labeling.notify import webhook_key
 from themis_ray.labeling.report import study_report
 from themis_ray.labeling.routes import dashboard, pages
 from themis_ray.labeling.store.browse import Browse
@@ -231,6 +232,14 @@ def test_a_token_is_shown_once_and_can_be_revoked(board):
     assert post(admin, f"/studies/cart/tokens/{token_id}/revoke").status_code == 303
     assert board.program(token).get("/api/v1/studies/cart").status_code == 401
     assert post(admin, "/studies/cart/tokens", name=" ").status_code == 422
+
+
+def test_the_key_of_webhooks_is_on_the_page_of_a_study_that_has_one(board):
+    board.study()
+    board.study("told", webhook_url="https://hooks.example.org/x")
+    key = webhook_key(board.service.settings.secret, "told")
+    assert key in board.member().get("/studies/told").text
+    assert "webhook-key" not in board.member().get("/studies/cart").text
 
 
 def test_invitations_let_people_in(board):

@@ -1,6 +1,7 @@
 """Answers out and in: every format exact, nothing about people, and twice is as once."""
 
 import json
+import re
 import zipfile
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -266,6 +267,13 @@ def test_files_are_for_those_of_the_study(api):
     assert api.annotator().get("/api/v1/studies/cart/export").status_code == 401
     assert api.program(token).get("/api/v1/studies/cart/export?format=xls").status_code == 422
     assert api.nobody().post("/api/v1/studies/cart/import", content=b"").status_code == 401
+
+
+def test_the_documentation_names_all_columns():
+    page = (Path(__file__).parents[2] / "docs" / "labelling-quality.md").read_text()
+    table = page.split("| columns |")[1].split("\n\n")[0]
+    first = "".join(line.split(" | ")[0] for line in table.splitlines()[2:])
+    assert re.findall(r"`(\w+)`", first) == SCHEMA.names
 
 
 def test_a_row_has_no_place_for_anything_else():

@@ -273,6 +273,18 @@ def test_gold_tells_the_perfect_annotator_from_those_who_guess():
             assert fit.posteriors[fit.query_ids.index(query), CLASSES.index(truth)] == 1
 
 
+def test_twenty_answers_tell_those_who_guess_from_the_careful():
+    # What docs/labelling-quality.md says of its simulation.
+    careful = 0.85 * PERFECT + 0.15 * GUESSING
+    columns, _ = simulated(np.stack([careful] * 80 + [GUESSING] * 20), [0.45, 0.45, 0.1], 666, 3, seed=7)
+    fit = dawid_skene(*columns)
+    values = reliability(fit.confusions, fit.prior)
+    is_guessing = np.array([int(name[1:]) >= 80 for name in fit.annotator_ids])
+    assert (values[~is_guessing][:, None] > values[is_guessing]).mean() > 0.97
+    assert reward_weight(values)[~is_guessing].mean() == pytest.approx(0.81, abs=0.05)
+    assert reward_weight(values)[is_guessing].mean() == pytest.approx(0.24, abs=0.1)
+
+
 def test_somebody_with_few_answers_is_taken_to_be_like_the_others():
     columns, _ = simulated(np.stack([0.9 * PERFECT + 0.1 * GUESSING] * 5), [0.45, 0.45, 0.1], 400, 3, seed=6)
     people, queries, choices = (list(column) for column in columns)

@@ -26,6 +26,7 @@ from themis_ray.labeling.callers import (
     require_csrf,
 )
 from themis_ray.labeling.charts import study_charts
+from themis_ray.labeling.notify import webhook_key
 from themis_ray.labeling.report import AnnotatorReport, StudyReport
 from themis_ray.labeling.routes.experimenter import InvitationRequest, invite, query_view
 from themis_ray.labeling.routes.pages import PageRoute, SentForm
@@ -292,6 +293,7 @@ def _study_page(visit: Visit, study_id: str, sort: str = "answers", secret: Secr
         status=row.status,
         secret=secret,
         entrance=service.settings.public_url + service.entrance(row),
+        webhook_key=webhook_key(service.settings.secret, row.id) if row.config.webhook_url else "",
         tokens=[_token(token) for token in service.store.access.tokens(study_id)],
         **_live(service, row, sort),
     )
