@@ -15,10 +15,12 @@ from gymnasium import spaces
 from rich.console import Console
 from rich.table import Table
 
+from themis_ray.cli.annotate import annotate
 from themis_ray.cli.clips import clip
 from themis_ray.cli.environments import envs
 from themis_ray.cli.progress import late_progress, progress_bar
 from themis_ray.cli.serve import serve
+from themis_ray.cli.studies import simulate_annotators, study
 from themis_ray.config import PRESET_DESCRIPTIONS, ExperimentConfig, dump_config, load_config, resolve
 from themis_ray.data import PreferenceDataset
 from themis_ray.data.exchange import ArraySpec, DatasetCounts, EnvLayout, export_dataset, import_dataset
@@ -379,6 +381,9 @@ def _print_counts(verb: str, counts: DatasetCounts, out: Path) -> None:
     click.echo(f"Folder: {out}")
 
 
+main.add_command(annotate)
 main.add_command(clip)
 main.add_command(envs)
 main.add_command(serve)
+main.add_command(simulate_annotators)
+main.add_command(study)

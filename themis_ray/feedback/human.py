@@ -18,14 +18,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from themis_ray.data import AskedQuery, Preference, PreferenceDataset, Query, Segment, Withdrawal
+from themis_ray.data import AskedQuery, Preference, PreferenceDataset, Query, Withdrawal
 from themis_ray.envs import EnvConfig
 from themis_ray.errors import ConfigError, DataError, TeacherError
+from themis_ray.feedback.query_sender import QuerySender
 from themis_ray.feedback.segment_clips import SegmentClips
 from themis_ray.feedback.study_client import StudyClient, UnreachableError
-from themis_ray.wire import MAX_CLIP_FRAMES, NewQuery, NewSide, StoredAnswer
+from themis_ray.wire import StoredAnswer
 
-__all__ = ["AnnotatorWeights", "HumanParameters", "HumanTeacher", "describe_query"]
+__all__ = ["AnnotatorWeights", "HumanParameters", "HumanTeacher"]
 
 logger = logging.getLogger("themis_ray")
 
@@ -117,7 +118,8 @@ class HumanTeacher:
         self.client = client
         self.dataset = dataset
         self.weights = AnnotatorWeights(dataset.root / "annotators.json")
-        self._clips = SegmentClips(dataset.root / "clips", env_config, parameters.codec, parameters.clip_fps)
+        clips = SegmentClips(dataset.root / "clips", env_config, parameters.codec, parameters.clip_fps)
+        self._sender = QuerySender(client, parameters.study, clips)
         self._about = {"env_id": env_config.id, **about}
         self._answers_per_fit = answers_per_fit
         self._clock, self._sleep = clock, sleep
@@ -125,7 +127,6 @@ class HumanTeacher:
         self._status = "running"
         self._cursor = 0
         self._sent: set[str] = set()
-        self._uploaded: set[Path] = set()
         self._next_poll = -math.inf
         self._next_reread = clock() + REREAD_S
         self._num_failures = 0
@@ -174,46 +175,21 @@ class HumanTeacher:
         self._reach(self._send_waiting)
 
     def _send_waiting(self) -> None:
-        """Sends what waits for answers and was not sent by this process: first clips, then queries."""
+        """Sends what waits for answers and was not sent by this process."""
         waiting = [id_ for id_ in self.dataset.num_missing(self._overlap) if id_ not in self._sent]
         for start in range(0, len(waiting), NUM_QUERIES_AT_ONCE):
             rows = [self.dataset.asked[id_] for id_ in waiting[start : start + NUM_QUERIES_AT_ONCE]]
-            segments = {id_: self.dataset.segment(id_) for row in rows for id_ in (row.left_id, row.right_id)}
-            paths = self._clips.paths(list(segments.values()))
-            sides = {id_: self._send_clip(segments[id_], path) for id_, path in paths.items()}
-            self.client.add_queries(
-                self.parameters.study,
-                [
-                    NewQuery(
-                        id=row.query_id,
-                        left=sides[row.left_id],
-                        right=sides[row.right_id],
-                        about={
-                            **self._about,
-                            **describe_query(segments[row.left_id], segments[row.right_id]),
-                            "num_env_steps": row.num_env_steps,
-                            "feedback_session": row.feedback_session,
-                            "reward_version": row.reward_version,
-                            "checkpoint": self._newest_checkpoint(),
-                        },
-                    )
-                    for row in rows
-                ],
-            )
+            self._sender.send([(self._query(row), self._describe(row)) for row in rows])
             self._sent.update(row.query_id for row in rows)
 
-    def _send_clip(self, segment: Segment, path: Path) -> NewSide:
-        if len(segment) > MAX_CLIP_FRAMES:
-            raise ConfigError(f"a segment of {len(segment)} steps is too long for a clip. Lower segment_length.")
-        if path not in self._uploaded:
-            self.client.upload_clip(self.parameters.study, path)
-            self._uploaded.add(path)
-        return NewSide(
-            segment_id=segment.id,
-            clip=path.name,
-            num_frames=len(segment),
-            clip_fps=self.parameters.clip_fps,
-        )
+    def _describe(self, row: AskedQuery) -> dict[str, Any]:
+        return {
+            **self._about,
+            "num_env_steps": row.num_env_steps,
+            "feedback_session": row.feedback_session,
+            "reward_version": row.reward_version,
+            "checkpoint": self._newest_checkpoint(),
+        }
 
     def _newest_checkpoint(self) -> str:
         names = sorted(path.name for path in (self.dataset.root / "checkpoints").glob("checkpoint_*"))
@@ -373,17 +349,6 @@ class HumanTeacher:
     def weight(self, preference: Preference) -> float:
         """Returns how much an answer counts in a fit."""
         return self.weights.of(preference.teacher)
-
-
-def describe_query(left: Segment, right: Segment) -> dict[str, Any]:
-    """Returns what only programs may know about a query: true rewards, for simulated annotators.
-
-    Rewards that are not finite are left out.
-    """
-    rewards = [[float(value) for value in side.true_rewards] for side in (left, right)]
-    if not all(math.isfinite(value) for side in rewards for value in side):
-        return {}
-    return {"true_returns": [left.true_return, right.true_return], "true_rewards": rewards}
 
 
 def _to_preference(asked: AskedQuery, answer: StoredAnswer) -> Preference:

@@ -10,6 +10,7 @@ prepare_import("mujoco")
 from themis_ray.rllib.algorithms import build_algorithm_config
 from themis_ray.rllib.cpl import PreferenceCPL, check_cpl, open_preferences
 from themis_ray.rllib.evaluation import deterministic_policy, evaluate, random_policy
+from themis_ray.rllib.finished import FinishedRun, draw_queries, open_finished_run
 from themis_ray.rllib.loop import PreferenceLoop
 from themis_ray.rllib.off_policy import PreferenceDQN, PreferenceSAC
 from themis_ray.rllib.ppo import PreferencePPO
@@ -29,6 +30,7 @@ __all__ = [
     "ALGORITHM_DESCRIPTIONS",
     "AlgorithmSettings",
     "ExplorationSettings",
+    "FinishedRun",
     "LoopSettings",
     "PreferenceCPL",
     "PreferenceDQN",
@@ -45,7 +47,9 @@ __all__ = [
     "build_algorithm_config",
     "check_cpl",
     "deterministic_policy",
+    "draw_queries",
     "evaluate",
+    "open_finished_run",
     "open_preferences",
     "open_reference",
     "random_policy",

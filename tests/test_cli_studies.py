@@ -1,0 +1,190 @@
+"""The commands about people: studies, simulated annotators, and answers in the terminal."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+from live_service import live_service
+
+from themis_ray.cli import main
+from themis_ray.config import load_config
+from themis_ray.data import Choice, PreferenceDataset
+from themis_ray.errors import ThemisError
+from themis_ray.feedback import SAMPLERS
+from themis_ray.rllib import draw_queries, open_finished_run
+
+SETTINGS = [
+    "env.id=Pendulum-v1",
+    "env.horizon=50",
+    "num_env_steps=800",
+    "exploration.num_seed_steps=100",
+    "exploration.num_env_steps=100",
+    "feedback.budget=8",
+    "feedback.session_size=4",
+    "feedback.segment_length=10",
+    "algorithm.hidden_sizes=[16]",
+    "algorithm.batch_size=16",
+    "reward.hidden_sizes=[16]",
+    "reward.num_epochs=2",
+    "num_evaluation_episodes=1",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, ray_cluster):
+    """The folder of a run that is over."""
+    folder = tmp_path_factory.mktemp("runs") / "over"
+    result = CliRunner().invoke(main, ["train", *SETTINGS, "--out", str(folder)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    with live_service(tmp_path_factory.mktemp("service")) as live:
+        yield live
+
+
+def themis(*arguments, text=None, code=0):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments], input=text)
+    assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
+    return result.output
+
+
+# ---------------------------------------------------------------- queries of a run that is over
+
+
+@pytest.mark.ray
+def test_a_run_that_is_over_is_opened_without_ray(run):
+    finished = open_finished_run(run, load_config(run / "config.yaml"))
+    assert finished.reward_version == 2
+    assert finished.pool.num_env_steps >= 800
+    known = {row.query_id for row in finished.dataset.preferences}
+    for name in SAMPLERS:
+        queries, again = (draw_queries(finished, name, 6, np.random.default_rng(3)) for _ in range(2))
+        assert [query.id for query in queries] == [query.id for query in again], name
+        assert 1 <= len(queries) <= 6
+        assert not known & {query.id for query in queries}
+        assert all(query.left.origin is not None for query in queries), "it could not be shown"
+    with pytest.raises(ThemisError, match="Did you mean 'disagreement'"):
+        draw_queries(finished, "disagrement", 6, np.random.default_rng(3))
+
+
+@pytest.mark.ray
+def test_the_ensemble_is_the_runs(run):
+    """The sampler reads the same rewards that the learner was paid."""
+    finished = open_finished_run(run, load_config(run / "config.yaml"))
+    many = draw_queries(finished, "disagreement", 5, np.random.default_rng(0))
+    any_ = draw_queries(finished, "uniform", 5, np.random.default_rng(0))
+
+    def disagreement(queries):
+        returns = [
+            finished.ensemble.segment_returns(
+                np.stack([getattr(query, side).observations for query in queries]),
+                np.stack([getattr(query, side).actions for query in queries]),
+            )
+            for side in ("left", "right")
+        ]
+        return (1 / (1 + np.exp(returns[1] - returns[0]))).std(axis=0).mean()
+
+    assert disagreement(many) > disagreement(any_)
+
+
+# ---------------------------------------------------------------- studies
+
+
+@pytest.mark.ray
+def test_a_study_is_filled_from_a_run_answered_and_exported(run, service, tmp_path, monkeypatch):
+    service.study(id="tea", num_practice=2, queries_per_annotator=10, gold_share=0.2)
+    monkeypatch.setenv("THEMIS_STUDY_TOKEN", service.token())
+    monkeypatch.setenv("THEMIS_STUDY_URL", service.url)
+    add = ("study", "add-queries", "tea", "--run", run)
+    assert "asks 12 ordinary queries" in themis(*add, "-n", 12)
+    assert "12 ordinary" in themis(*add, "-n", 12)
+    assert "practice queries" in themis(*add, "-n", 4, "--kind", "practice", "--sampler", "uniform", "--seed", 7)
+    assert "gold queries" in themis(*add, "-n", 4, "--kind", "gold", "--sampler", "uniform", "--seed", 8)
+    assert "12 queries" in themis("study", "status", "tea"), "the same queries again change nothing"
+    assert "tea" in themis("study", "list")
+
+    ledger = tmp_path / "ledger.jsonl"
+    people = ("simulate-annotators", "--study", "tea", "--n", 3, "--think-s", 0.01, "--idle-s", 0.5)
+    output = themis(*people, "--ledger", ledger)
+    assert "POST answers" in output
+    assert "GET clip" in output
+    promised = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert sum(not line["is_practice"] for line in promised) >= 12
+    assert "Answers: 1" in themis("study", "status", "tea")
+    gold = [row for row in service.store.work.answers("tea").answers if row.kind == "gold"]
+    assert gold
+
+    assert "(paused)" in themis("study", "status", "tea", "paused")
+    assert "no status 'halted'" in themis("study", "status", "tea", "halted", code=2)
+
+
+def test_answers_are_exported(service, tmp_path, monkeypatch):
+    service.study(id="out")
+    monkeypatch.setenv("THEMIS_STUDY_TOKEN", service.token("out"))
+    monkeypatch.setenv("THEMIS_STUDY_URL", service.url)
+    for name in ("answers.jsonl", "answers.csv", "answers.parquet"):
+        themis("study", "export", "out", "--out", tmp_path / name)
+        assert (tmp_path / name).exists()
+    assert "is there already" in themis("study", "export", "out", "--out", tmp_path / "answers.csv", code=2)
+    assert "no format" in themis("study", "export", "out", "--out", tmp_path / "answers.xls", code=2)
+
+
+def test_errors_are_one_line(service, tmp_path, monkeypatch):
+    monkeypatch.setenv("THEMIS_STUDY_TOKEN", "wrong")
+    output = themis("study", "status", "tea", "--url", service.url, code=2)
+    assert output.count("\n") == 1
+    assert "401" in output
+    output = themis("simulate-annotators", "--study", "tea", "--teacher", "orakle", code=2)
+    assert "Did you mean 'oracle'" in output
+    output = themis("study", "create", tmp_path / "absent.yaml", "--data", tmp_path, code=2)
+    assert "cannot be read" in output
+
+
+def test_a_study_is_made_where_the_service_keeps_its_data(tmp_path):
+    source = tmp_path / "study.yaml"
+    source.write_text(yaml.safe_dump({"id": "cart", "title": "Carts", "overlap": 2}))
+    data = tmp_path / "labelling"
+    assert "no data folder" in themis("study", "create", source, "--data", data, code=2)
+    data.mkdir()
+    (data / "secret.key").write_bytes(b"0123456789" * 4)
+    output = themis("study", "create", source, "--data", data, "--url", "http://host:8000/")
+    assert "For annotators: http://host:8000/s/cart?invitation=" in output
+    assert "export THEMIS_STUDY_TOKEN=" in output
+    source.write_text(yaml.safe_dump({"id": "cart", "title": "Other"}))
+    assert "other settings" in themis("study", "create", source, "--data", data, code=2)
+
+
+# ---------------------------------------------------------------- in the terminal
+
+
+@pytest.mark.ray
+def test_one_person_answers_in_the_terminal_stops_and_goes_on(run, tmp_path):
+    out = tmp_path / "answers"
+    command = ("annotate", run, "--out", out, "-n", 4, "--name", "tea")
+    output = themis(*command, text="l\nwhat\nright\nu\ne\nq\n")
+    assert "'what' is none of them" in output
+    assert "2 answers, 2 left" in output
+    dataset = PreferenceDataset(out)
+    assert [row.choice for row in dataset.preferences] == [Choice.LEFT, Choice.EQUAL]
+    assert {row.teacher for row in dataset.preferences} == {"tea"}
+    assert [row.reason for row in dataset.withdrawals] == ["undone"]
+    paths = [line.split()[-1] for line in output.splitlines() if line.strip().startswith(("left:", "right:"))]
+    assert all((out / "clips").samefile(path.rpartition("/")[0]) for path in paths)
+
+    assert "nothing to take back" in themis(*command, text="u\ns\nr\n")
+    dataset = PreferenceDataset(out)
+    assert len(dataset.asked) == dataset.num_questions == 4, "nothing is asked twice"
+    assert [row.choice for row in dataset.preferences][2:] == [Choice.SKIP, Choice.RIGHT]
+    assert "3 left" in themis(*command, text="l\nq\n"), "four new ones, once all are answered"
+    assert len(PreferenceDataset(out).asked) == 8
+    assert PreferenceDataset(run).asked == {}, "the run is left as it was"
+
+    # What waits in a dataset is answered there.
+    assert "0 left" in themis("annotate", out, text="l\nl\nl\n")
+    assert "only runs have episodes" in themis("annotate", out, code=2)
+    assert "no run and no dataset" in themis("annotate", tmp_path / "absent", code=2)
