@@ -17,6 +17,7 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
 from themis_ray.labeling.app import create_app
 from themis_ray.labeling.clip_server import CLIPS_PATH, ClipApp
+from themis_ray.labeling.housekeeping import Housekeeper, read_smtp
 from themis_ray.labeling.security import read_secret
 from themis_ray.labeling.service import Service, ServiceSettings
 from themis_ray.labeling.store import LabelStore
@@ -111,6 +112,7 @@ class LabellingReplica:
                 joins_per_minute=settings.joins_per_minute,
             ),
         )
+        Housekeeper(service, read_smtp()).start()
         app = create_app(service)
         if not settings.clips_url:
             app.add_middleware(ClipsFirst, clips=ClipApp(folder, secret), root=settings.root)

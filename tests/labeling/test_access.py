@@ -8,6 +8,7 @@ from conftest import answer, clip_name, new_query
 
 from themis_ray.errors import ConfigError
 from themis_ray.labeling import tables
+from themis_ray.labeling.routes import dashboard, pages
 from themis_ray.labeling.security import SESSION_COOKIE, Signer, read_secret
 from themis_ray.labeling.store import ForbiddenError
 
@@ -49,6 +50,19 @@ def test_nobody_reads_or_does_anything(lab):
     assert len(seen) > 20
     assert nobody.get("/api/v1/openapi.json").status_code == 401
     assert nobody.get("/metrics").status_code == 401
+
+
+def test_pages_show_nobody_anything_but_how_to_sign_in(lab):
+    lab.study()
+    nobody, person = lab.nobody(), lab.member("experimenter")
+    shown = [route.path for route in (*pages.router.routes, *dashboard.router.routes) if "GET" in route.methods]
+    assert {"/", "/work", "/studies", "/studies/{study}", "/studies/{study}/queries/{query_id}"} <= set(shown)
+    for pattern in shown:
+        path = re.sub(r"\{(\w+)\}", lambda match: VALUES.get(match[1], "x"), pattern)
+        for client in (nobody, person):
+            response = client.get(path, headers={"Accept": "text/html"}, follow_redirects=False)
+            assert "Carts" not in response.text, path
+            assert response.status_code < 500, path
 
 
 def test_a_token_of_one_study_reads_nothing_of_another(lab):

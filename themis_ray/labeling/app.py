@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from themis_ray.labeling.callers import AnyCaller
 from themis_ray.labeling.metrics import SecureHeaders, Timing
-from themis_ray.labeling.routes import annotator, experimenter, health
+from themis_ray.labeling.routes import annotator, dashboard, experimenter, exports, health, pages
 from themis_ray.labeling.service import Service
 from themis_ray.labeling.store import StoreError
 from themis_ray.labeling.web.render import STATIC_FOLDER
@@ -69,6 +69,9 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(health.router, responses=ERRORS)
     app.include_router(annotator.router, prefix=API, responses=ERRORS)
     app.include_router(experimenter.router, prefix=API, responses=ERRORS)
+    app.include_router(exports.router, prefix=API, responses=ERRORS)
+    app.include_router(pages.router)
+    app.include_router(dashboard.router)
 
     @app.get(f"{API}/openapi.json", include_in_schema=False)
     def openapi(caller: AnyCaller) -> JSONResponse:
@@ -101,8 +104,11 @@ async def _refuse_wrong(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": f"{wrong}."}, 422)
 
 
-async def _refuse_http(_: Request, error: Exception) -> Response:
+async def _refuse_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if "text/html" in request.headers.get("Accept", ""):
+        root = request.app.state.service.settings.root
+        return pages.error_page(root, error.status_code, "There is no such page here. Check the address.")
     return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
 
 

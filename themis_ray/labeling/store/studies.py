@@ -20,7 +20,7 @@ from themis_ray.labeling.store.errors import ConflictError, NotFoundError, Wrong
 from themis_ray.labeling.study import StudyConfig
 from themis_ray.wire import NewQuery
 
-__all__ = ["Status", "Studies", "StudyCounts", "StudyRow", "make_study", "read_study", "to_study"]
+__all__ = ["Activity", "Status", "Studies", "StudyCounts", "StudyRow", "make_study", "read_study", "to_study"]
 
 Status = Literal["running", "paused", "stopped"]
 
@@ -50,6 +50,21 @@ class StudyCounts:
     num_annotators: int
     num_done: int
     num_withdrawn: int
+
+
+@dataclass(frozen=True)
+class Activity:
+    """When something last happened in a study, in seconds since 1970.
+
+    Attributes:
+        waiting_since: When the oldest query that lacks answers was added; None where none does.
+        last_number: Number of the newest answer; 0 without one.
+        last_answered_at: When that came; None without one.
+    """
+
+    waiting_since: float | None
+    last_number: int
+    last_answered_at: float | None
 
 
 MAX_PARSED = 256
@@ -319,6 +334,28 @@ class Studies:
                 )
             )
             return {row.id: row.gold_choice for row in rows}
+
+    def activity(self, study_id: str) -> Activity:
+        """Tells when something last happened in a study.
+
+        Raises:
+            NotFoundError: There is no such study.
+        """
+        query, answer = tables.query.c, tables.answer.c
+        with self._database.read() as connection:
+            read_study(connection, study_id)
+            waiting_since = connection.execute(
+                select(func.min(query.created_at)).where(
+                    query.study_id == study_id, query.kind == "ordinary", query.num_answers < query.overlap
+                )
+            ).scalar_one()
+            last = connection.execute(
+                select(answer.number, answer.answered_at)
+                .where(answer.study_id == study_id)
+                .order_by(answer.number.desc())
+                .limit(1)
+            ).one_or_none()
+        return Activity(waiting_since, last.number if last else 0, last.answered_at if last else None)
 
     def claim_notice(self, study_id: str, event: str) -> bool:
         """Whether nobody has been told of this event yet; from now on somebody has."""
