@@ -37,7 +37,9 @@ WIDTH = 480
 HEIGHT = 236
 TOP, RIGHT, BOTTOM, LEFT = 14, 14, 46, 56
 ROW_HEIGHT = 22
-MAX_ROWS = 20
+MIN_ROWS, MAX_ROWS = 3, 20
+# As high as the charts beside it.
+MIN_PEOPLE = 14
 MAX_TIME_TICKS = 5
 
 
@@ -234,7 +236,7 @@ def reliability_chart(annotators: Sequence[AnnotatorReport]) -> Chart:
         for value, row in known[:MAX_ROWS]
     ]
     ends = (min(0.4, math.floor(values[0] * 10) / 10), 1.0)
-    return _dot_chart("reliability", title, summary, rows, ends, "reliability", _two_digits, 0.5)
+    return _dot_chart("reliability", title, summary, rows, ends, "reliability", _two_digits, 0.5, MIN_PEOPLE)
 
 
 # ---------------------------------------------------------------- drawing
@@ -386,6 +388,7 @@ def _dot_chart(
     label: str,
     write: Callable[[float], str],
     reference: float,
+    min_rows: int = MIN_ROWS,
 ) -> Chart:
     """A row for each thing: its name, a dot, and a whisker where there is an interval."""
     longest = max(len(str(escape(row.label))) for row in rows)
@@ -395,23 +398,23 @@ def _dot_chart(
         summary,
         x=ends,
         y=(0, 1),
-        height=TOP + BOTTOM + ROW_HEIGHT * max(3, len(rows)),
+        height=TOP + BOTTOM + ROW_HEIGHT * max(min_rows, len(rows)),
         left=min(140, max(LEFT, 18 + 7 * min(16, longest))),
     )
     for number, row in enumerate(rows):
-        plot.row_label(_row_at(number, len(rows)), row.label)
+        plot.row_label(_row_at(number, len(rows), min_rows), row.label)
     if ends[0] < reference < ends[1]:
         plot.reference(reference)
     plot.x_axis([(tick, write(tick)) for tick in _ticks(*ends)], label)
     for number, row in enumerate(rows):
         said = f"{row.label}: {write(row.value)}{_interval(row.low, row.high, write)}, {row.about}"
-        plot.flat(_row_at(number, len(rows)), row, said)
+        plot.flat(_row_at(number, len(rows), min_rows), row, said)
     return plot.chart()
 
 
-def _row_at(number: int, num_rows: int) -> float:
-    """Returns the height of a row; few rows stand in the middle."""
-    room = ROW_HEIGHT * max(3, num_rows) / num_rows
+def _row_at(number: int, num_rows: int, min_rows: int) -> float:
+    """Returns the height of a row; few rows are spread."""
+    room = ROW_HEIGHT * max(min_rows, num_rows) / num_rows
     return round(TOP + room * (number + 0.5), 2)
 
 

@@ -110,8 +110,8 @@ def _choose(study_id: str, shown: Shown) -> tuple[Select[Any], list[Any]]:
     }
     order: list[Any] = [query.created_at, query.id]
     if shown == "disputed":
-        total = left + right + equal
-        order.insert(0, cast(left * left + right * right + equal * equal, Float) / (total * total))
+        most = case((and_(left >= right, left >= equal), left), (right >= equal, right), else_=equal)
+        order.insert(0, cast(most, Float) / (left + right + equal))
     elif shown == "missed":
         order.insert(0, nums["num_wrong"].desc())
     return chosen.where(*conditions[shown]), order
