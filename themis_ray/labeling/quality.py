@@ -190,11 +190,12 @@ class DawidSkene:
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """Answers as numbers: who, about what, which class."""
+    """Answers as numbers: who, about what, which class, and who said which class as one number."""
 
     annotators: Ints
     queries: Ints
     classes: Ints
+    cells: Ints
     num_annotators: int
     num_queries: int
 
@@ -230,6 +231,7 @@ def dawid_skene(
         ValueError: A choice or truth is none of the words.
     """
     rows, people, queries = _encode(annotator_ids, query_ids, choices)
+    # Inside, truths are the first axis, over which numpy is quick.
     fixed = _one_hot(queries, known or {})
     posteriors = _clamp(_majority(rows), fixed)
     confusions, prior = _maximise(rows, posteriors, smoothing)
@@ -245,7 +247,7 @@ def dawid_skene(
         annotator_ids=people,
         query_ids=queries,
         confusions=confusions,
-        posteriors=posteriors,
+        posteriors=np.ascontiguousarray(posteriors.T),
         prior=prior,
         num_answers=np.bincount(rows.annotators, minlength=len(people)),
         num_iterations=num_iterations,
@@ -287,7 +289,8 @@ def _encode(annotator_ids: Words, query_ids: Words, choices: Words) -> tuple[_Ro
     is_given = words != MISSING
     people, annotators = np.unique(np.asarray(annotator_ids, str)[is_given], return_inverse=True)
     queries, numbers = np.unique(np.asarray(query_ids, str)[is_given], return_inverse=True)
-    rows = _Rows(annotators, numbers, _to_classes(words[is_given]), len(people), len(queries))
+    classes = _to_classes(words[is_given])
+    rows = _Rows(annotators, numbers, classes, annotators * 3 + classes, len(people), len(queries))
     return rows, tuple(people.tolist()), tuple(queries.tolist())
 
 
@@ -301,49 +304,44 @@ def _to_classes(words: NDArray[np.str_]) -> Ints:
 
 
 def _one_hot(queries: tuple[str, ...], known: Mapping[str, str]) -> Floats:
-    """Returns (queries, 3), all zero where the truth is not known."""
-    fixed = np.zeros((len(queries), len(CLASSES)))
+    """Returns (3, queries), all zero where the truth is not known."""
+    fixed = np.zeros((len(CLASSES), len(queries)))
     rows = [row for row, query in enumerate(queries) if known.get(query, MISSING) != MISSING]
     if rows:
-        fixed[rows, _to_classes(np.array([str(known[queries[row]]) for row in rows]))] = 1.0
+        fixed[_to_classes(np.array([str(known[queries[row]]) for row in rows])), rows] = 1.0
     return fixed
 
 
 def _clamp(posteriors: Floats, fixed: Floats) -> Floats:
-    return np.where(fixed.any(axis=1, keepdims=True), fixed, posteriors)
+    return np.where(fixed.any(axis=0), fixed, posteriors)
 
 
 def _majority(rows: _Rows) -> Floats:
-    votes = np.bincount(rows.queries * 3 + rows.classes, minlength=3 * rows.num_queries).reshape(-1, 3)
-    return np.asarray(votes / votes.sum(axis=1, keepdims=True), np.float64)
+    num_cells = 3 * rows.num_queries
+    votes = np.bincount(rows.classes * rows.num_queries + rows.queries, minlength=num_cells).reshape(3, -1)
+    return np.asarray(votes / votes.sum(axis=0), np.float64)
 
 
 def _maximise(rows: _Rows, posteriors: Floats, smoothing: float) -> tuple[Floats, Floats]:
     """Returns confusion matrices and prior, given the truths."""
-    cells = rows.annotators * 3 + rows.classes
-    counts = np.stack(
-        [np.bincount(cells, posteriors[rows.queries, k], 3 * rows.num_annotators).reshape(-1, 3) for k in range(3)],
-        axis=1,
-    )
+    by_truth = [np.bincount(rows.cells, truth[rows.queries], 3 * rows.num_annotators) for truth in posteriors]
+    counts = np.stack([counted.reshape(-1, 3) for counted in by_truth], axis=1)
     pooled = counts.sum(axis=0)
     pooled = pooled + pooled[MIRROR][:, MIRROR] + MIN_PROBABILITY
     pooled /= pooled.sum(axis=1, keepdims=True)
     counts = counts + max(smoothing, MIN_PROBABILITY) * pooled
     confusions = counts / counts.sum(axis=2, keepdims=True)
-    prior = posteriors.mean(axis=0) if rows.num_queries else np.full(3, 1 / 3)
+    prior = posteriors.mean(axis=1) if rows.num_queries else np.full(3, 1 / 3)
     return confusions, prior
 
 
 def _expect(rows: _Rows, confusions: Floats, prior: Floats) -> Floats:
     """Returns the probability of each truth, given confusion matrices and prior."""
-    logs = np.log(np.maximum(confusions, MIN_PROBABILITY))
-    scores = np.empty((rows.num_queries, 3))
-    for k in range(3):
-        evidence = logs[rows.annotators, k, rows.classes]
-        scores[:, k] = np.bincount(rows.queries, evidence, rows.num_queries)
-    scores += np.log(np.maximum(prior, MIN_PROBABILITY))
-    likelihoods = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return np.asarray(likelihoods / likelihoods.sum(axis=1, keepdims=True), np.float64)
+    logs = np.log(np.maximum(confusions, MIN_PROBABILITY)).transpose(1, 0, 2).reshape(3, -1)
+    scores = np.stack([np.bincount(rows.queries, log[rows.cells], rows.num_queries) for log in logs])
+    scores += np.log(np.maximum(prior, MIN_PROBABILITY))[:, None]
+    likelihoods = np.exp(scores - scores.max(axis=0))
+    return np.asarray(likelihoods / likelihoods.sum(axis=0), np.float64)
 
 
 # ---------------------------------------------------------------- shares of counts

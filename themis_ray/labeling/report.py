@@ -360,15 +360,22 @@ def _times(response_ms: NDArray[np.int64]) -> TimesReport:
 
 
 def _share(num_hits: int, num_trials: int, *, is_bias: bool = False) -> Share:
-    low, high = quality.wilson_interval(num_hits, num_trials)
-    return Share(
-        num_hits=num_hits,
-        num_trials=num_trials,
-        share=num_hits / num_trials if num_trials else None,
-        low=float(low),
-        high=float(high),
-        p_value=quality.binomial_p_value(num_hits, num_trials) if is_bias and num_trials else None,
-    )
+    return _shares([num_hits], [num_trials], is_bias=is_bias)[0]
+
+
+def _shares(hits: Sequence[int], trials: Sequence[int], *, is_bias: bool = False) -> list[Share]:
+    lows, highs = quality.wilson_interval(hits, trials)
+    return [
+        Share(
+            num_hits=num_hits,
+            num_trials=num_trials,
+            share=num_hits / num_trials if num_trials else None,
+            low=low,
+            high=high,
+            p_value=quality.binomial_p_value(num_hits, num_trials) if is_bias and num_trials else None,
+        )
+        for num_hits, num_trials, low, high in zip(hits, trials, lows.tolist(), highs.tolist(), strict=True)
+    ]
 
 
 def _position_bias(columns: _Columns) -> Share:
@@ -444,7 +451,11 @@ def _annotators(columns: _Columns, study: StudyConfig) -> tuple[AnnotatorReport,
     is_left, is_decided = quality.shown_left(columns.choices, columns.is_flipped)
     lefts = np.bincount(rows[is_left], minlength=len(people))
     decided = np.bincount(rows[is_decided], minlength=len(people))
-    consistent = _consistency_counts(columns)
+    found = _consistency_counts(columns)
+    consistent = [found.get(str(name), (0, 0)) for name in people]
+    gold_shares = _shares(hits.tolist(), trials.tolist())
+    bias_shares = _shares(lefts.tolist(), decided.tolist(), is_bias=True)
+    consistency_shares = _shares([same for same, _ in consistent], [num for _, num in consistent])
     order = np.argsort(rows, kind="stable")
     groups = np.split(order, np.cumsum(np.bincount(rows, minlength=len(people)))[:-1]) if len(people) else []
     is_pairwise = study.feedback == "pairwise"
@@ -456,9 +467,9 @@ def _annotators(columns: _Columns, study: StudyConfig) -> tuple[AnnotatorReport,
             num_compared=int(num_compared[i]),
             reliability=_known(values[i]),
             weight=float(weights[i]),
-            gold=_share(int(hits[i]), int(trials[i])),
-            position_bias=_share(int(lefts[i]), int(decided[i]), is_bias=True),
-            consistency=_share(*consistent.get(str(people[i]), (0, 0))),
+            gold=gold_shares[i],
+            position_bias=bias_shares[i],
+            consistency=consistency_shares[i],
             skip_share=float(np.mean(columns.choices[group] == Choice.SKIP)) if is_pairwise else 0.0,
             median_s=float(np.median(columns.response_ms[group])) / 1000.0,
             last_answered_at=datetime.fromtimestamp(float(columns.times[group].max()), UTC),
