@@ -53,7 +53,7 @@ def proxy_environment(folder: Path, haproxy: Path) -> Mapping[str, str]:
 
 
 # Serve writes the configuration and starts HAProxy with -f FILE. In it "*" and no host at all mean every address. While
-# the application is not there yet, Serve has HAProxy say 404, which means "never" to a page that sends an answer, and 500
+# the application is not there yet, Serve has HAProxy say 404, which means "never" to a page that sends answers, and 500
 # while no replica is there; both have to be 503, "later".
 _HAPROXY_SCRIPT = r"""#!/bin/sh
 for argument in "$@"; do
