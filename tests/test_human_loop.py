@@ -126,6 +126,29 @@ def test_a_run_that_waits_learns_from_every_answer(tmp_path):
 
 
 @pytest.mark.ray
+def test_people_who_know_teach_what_the_teacher_inside_the_process_does(tmp_path):
+    """With one answer per query and a learner that waits, every line of metrics is the same."""
+    with live_service(tmp_path / "service") as live:
+        live.study(queries_per_annotator=100)
+        token = live.token()
+        annotators = Annotators(live.url, token, 4, think_s=0.05)
+        annotators.start()
+        finish(start(live, token, *SETTINGS, "teacher.wait=true", "--out", str(tmp_path / "people")))
+        annotators.leave()
+    inside = [setting for setting in SETTINGS if not setting.startswith("teacher.")]
+    command = [sys.executable, "-m", "themis_ray.cli", "train", *inside, "--out", str(tmp_path / "inside")]
+    finish(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    runs = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("people", "inside")
+    ]
+    for row in (row for rows in runs for row in rows):
+        del row["wall_s"], row["env_steps_per_s"]
+    assert runs[0][-1]["reward_version"] == 3
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.ray
 def test_killed_run_asks_nothing_twice_and_loses_no_answer(tmp_path):
     """Killed once while it waits for the first answers, once later; the service is restarted in between."""
     folder = tmp_path / "run"

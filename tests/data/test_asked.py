@@ -73,6 +73,18 @@ def test_a_query_holds_the_answers_of_several_people(tmp_path, queries):
     np.testing.assert_array_equal(pairs.weights, [1, 0.5])
 
 
+def test_what_is_learned_does_not_depend_on_who_was_quicker(tmp_path, queries):
+    pairs = []
+    for number, order in enumerate(([0, 1, 2], [2, 0, 1])):
+        dataset = PreferenceDataset(tmp_path / str(number))
+        dataset.append_asked(queries, [asked(query) for query in queries])
+        for i in order:
+            dataset.append([queries[i]], [answer(queries[i], f"a{i}", choice=[Choice.LEFT, Choice.RIGHT][i % 2])])
+        pairs.append(dataset.labelled_pairs())
+    for name in ("observations", "left", "right", "labels"):
+        np.testing.assert_array_equal(getattr(pairs[0], name), getattr(pairs[1], name))
+
+
 def test_an_answer_is_stored_once(tmp_path, queries):
     dataset = PreferenceDataset(tmp_path)
     dataset.append(queries[:1], [answer(queries[0], "a1")])

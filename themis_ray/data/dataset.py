@@ -360,6 +360,9 @@ class PreferenceDataset:
     ) -> LabelledPairs:
         """Returns the preferences as training data; skips are left out.
 
+        Answers of people come in the order in which they were asked, not in that of their arrival, so that what is
+        learned does not depend on who was quicker.
+
         Args:
             label_margin: See `left_probability`.
             upto: Use the first `upto` queries asked, skips counted; None uses all.
@@ -374,7 +377,7 @@ class PreferenceDataset:
         pairs: list[tuple[int, int]] = []
         labels: list[float] = []
         weights: list[float] = []
-        for preference in self._preferences[:upto]:
+        for preference in self._in_order_of_asking(self._preferences[:upto]):
             label = left_probability(preference.choice, label_margin)
             if label is not None:
                 left, right = (rows.setdefault(id_, len(rows)) for id_ in (preference.left_id, preference.right_id))
@@ -391,6 +394,12 @@ class PreferenceDataset:
             labels=np.array(labels, dtype=np.float32),
             weights=np.array(weights, dtype=np.float32),
         )
+
+    def _in_order_of_asking(self, preferences: Sequence[Preference]) -> Sequence[Preference]:
+        if not self._asked:
+            return preferences
+        places = {query_id: place for place, query_id in enumerate(self._asked)}
+        return sorted(preferences, key=lambda row: places.get(row.query_id, -1))
 
     def _part_path(self, kind: str, number: int) -> Path:
         return self.root / kind / f"part-{number:05d}.parquet"
