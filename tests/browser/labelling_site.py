@@ -134,16 +134,33 @@ def balance_clips(folder: Path) -> list[str]:
     return names
 
 
-def add_study(store: LabelStore, study: str, clips: Sequence[str], **settings: Any) -> None:
+def numbered_clips(folder: Path) -> list[str]:
+    """Draws clips whose frames say by their brightness which they are, and returns their names.
+
+    The second one is shorter. Frame n has a brightness of 10 + 6 n, apart from a corner that tells the clips apart.
+    """
+    names = []
+    for number, num_frames in enumerate((NUM_FRAMES, NUM_FRAMES - 10)):
+        grey = (10 + 6 * np.arange(num_frames)).astype(np.uint8)
+        frames = np.broadcast_to(grey[:, None, None, None], (num_frames, 96, 128, 3)).copy()
+        frames[:, :8, : 8 + 8 * number] = 255
+        names.append(write_clip(frames, folder, clip_fps=CLIP_FPS).name)
+    return names
+
+
+def add_study(
+    store: LabelStore, study: str, clips: Sequence[str], *, num_frames: Sequence[int] = (), **settings: Any
+) -> None:
     """Makes a study whose queries are all pairs of the clips, or each clip by itself."""
+    lengths = num_frames or [NUM_FRAMES] * len(clips)
     values = {"title": "Holding a pole upright", "id": study, "queries_per_annotator": 12, **settings}
     config = load_study(yaml.safe_dump(values))
     store.studies.create(config, ACTOR)
     for name in clips:
         store.studies.add_clip(study, name, 1)
     sides = [
-        NewSide(segment_id=f"segment-{number}", clip=name, num_frames=NUM_FRAMES, clip_fps=CLIP_FPS)
-        for number, name in enumerate(clips)
+        NewSide(segment_id=f"segment-{number}", clip=name, num_frames=length, clip_fps=CLIP_FPS)
+        for number, (name, length) in enumerate(zip(clips, lengths, strict=True))
     ]
     pairs: list[tuple[NewSide, NewSide | None]]
     if config.feedback == "pairwise":
@@ -165,7 +182,7 @@ def add_study(store: LabelStore, study: str, clips: Sequence[str], **settings: A
     store.studies.add_queries(study, queries, ACTOR)
 
 
-def add_studies(store: LabelStore, clips: Sequence[str], url: str) -> None:
+def add_studies(store: LabelStore, clips: Sequence[str], numbered: Sequence[str], url: str) -> None:
     """Makes one study for each thing to look at."""
     panel = {
         "kind": "generic",
@@ -180,6 +197,7 @@ def add_studies(store: LabelStore, clips: Sequence[str], url: str) -> None:
     whole = {"consent": consent, "before": BEFORE, "after": AFTER, "num_practice": 2, "panel": panel, "break_every": 5}
     add_study(store, "whole", clips, **texts, **whole)
     add_study(store, "plain", clips, question=question)
+    add_study(store, "numbered", numbered, num_frames=[NUM_FRAMES, NUM_FRAMES - 10], question=question)
     add_study(store, "patient", clips, question=question, min_watched_s=2.0)
     for name in ("keys", "offline", "lost", "closed", "busy", "late", "undo", "leave", "untouched"):
         add_study(store, name, clips, question=question)
@@ -205,7 +223,7 @@ def serve(folder: Path, port: int = 0) -> Iterator[Site]:
     clips = folder / "clips"
     store = LabelStore(f"sqlite:///{folder / 'labels.sqlite'}")
     names = balance_clips(clips / "all")
-    add_studies(store, names, url)
+    add_studies(store, names, numbered_clips(clips / "all"), url)
     for study in store.studies.all():
         (clips / study.id).symlink_to(clips / "all")
     service = Service(store, ServiceSettings(SECRET, clips, clips_url, url))

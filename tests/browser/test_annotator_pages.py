@@ -161,6 +161,37 @@ def test_clips_stay_in_step(site: Any, open_page: Any, speed: str) -> None:
     assert float(measured["maxDriftFrames"]) <= 1
 
 
+def test_the_pictures_themselves_are_in_step(site: Any, open_page: Any) -> None:
+    """Reads from the screen which frames are there, at every picture of it, over three loops and two lengths."""
+    page = open_page()
+    come_in(page, site.entrance("numbered"))
+    wait_for_pair(page)
+    seen = page.evaluate(
+        """() => new Promise((resolve) => {
+          const stage = document.getElementById("stage"), seen = [];
+          const number = (canvas) => {
+            const [grey] = canvas.getContext("2d").getImageData(canvas.width / 2, canvas.height / 2, 1, 1).data;
+            return Math.round((grey - 10) / 6);
+          };
+          const look = () => {
+            const canvases = [...document.querySelectorAll(".stage canvas")];
+            if (canvases.every((canvas) => !canvas.hidden)) seen.push(canvases.map(number));
+            if (Number(stage.dataset.numLoops) >= 3) resolve(seen);
+            else requestAnimationFrame(look);
+          };
+          look();
+        })"""
+    )
+    short = NUM_FRAMES - 10 - 1
+    apart = [abs(min(left, short) - min(right, short)) for left, right in seen]
+    print(f"pixels: drift {max(apart)} frames in {len(seen)} looks, none at {apart.count(0) / len(apart):.0%} of them")
+    assert max(apart) <= 1
+    # Both clips are seen to their ends, and most of their frames are seen.
+    assert {max(pair) for pair in seen} >= {NUM_FRAMES - 1}
+    assert max(min(pair) for pair in seen) == short
+    assert len({max(pair) for pair in seen}) > NUM_FRAMES * 0.6
+
+
 def test_the_last_frame_is_held_and_clips_begin_again(site: Any, open_page: Any) -> None:
     page = open_page()
     come_in(page, site.entrance("plain"))

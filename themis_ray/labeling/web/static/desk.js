@@ -205,9 +205,8 @@ class Desk {
   async #put(current) {
     const { player, assignment } = current;
     const screens = assignment.right ? ["screen-left", "screen-right"] : ["screen-single"];
-    player.videos.forEach((video, index) => byId(screens[index]).replaceChildren(video));
-    const { videoWidth, videoHeight } = player.videos[0];
-    this.stage.dataset.shape = videoWidth > videoHeight * 1.2 ? "wide" : "square";
+    player.pictures.forEach((pictures, index) => byId(screens[index]).replaceChildren(...pictures));
+    this.stage.dataset.shape = player.isWide ? "wide" : "square";
     this.stage.classList.remove("loading");
     player.watchedMs = player.numLoops = player.numDriftSamples = player.maxDriftFrames = 0;  // After undo it is shown again.
     player.speed = this.#speed;

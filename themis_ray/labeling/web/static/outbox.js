@@ -22,6 +22,7 @@ export class Outbox extends EventTarget {
   #answers;
   #isSending = false;
   #inFlight = null;
+  #state = "saved";
 
   constructor(owner) {
     super();
@@ -36,6 +37,7 @@ export class Outbox extends EventTarget {
   add(answer) {
     this.#answers.push(answer);
     this.#note(answer);
+    if (this.#isSending) this.#say(this.#state);  // One more waits for the same.
     this.flush();
   }
 
@@ -61,7 +63,7 @@ export class Outbox extends EventTarget {
     while (this.#answers.length) {
       const answer = this.#answers[0];
       this.#inFlight = answer.answer_id;
-      if (!attempt) this.#tell("state", { state: "saving", size: this.size });
+      if (!attempt) this.#say("saving");
       try {
         const receipt = await call("POST", "/answers", answer);
         this.#cross(answer);
@@ -70,13 +72,12 @@ export class Outbox extends EventTarget {
       } catch (error) {
         if (error instanceof NoAnswer || error.isForLater || error.status >= 500) {
           // It may have arrived, so it stays the same answer; but while it waits here it can be taken back no more.
-          const state = error.isForLater ? "busy" : "offline";
-          this.#tell("state", { state, size: this.size });
+          this.#say(error.isForLater ? "busy" : "offline");
           await waitToTryAgain(attempt++, error.retryAfterS);
           continue;
         }
         if (error.status === 401 || error.status === 403) {
-          this.#tell("state", { state: "refused", size: this.size });
+          this.#say("refused");
           break;
         }
         this.#cross(answer);
@@ -87,13 +88,18 @@ export class Outbox extends EventTarget {
     }
     this.#inFlight = null;
     this.#isSending = false;
-    if (!this.#answers.length) this.#tell("state", { state: "saved", size: 0 });
+    if (!this.#answers.length) this.#say("saved");
   }
 
   #cross(answer) {
     this.#answers = this.#answers.filter((other) => other.answer_id !== answer.answer_id);
     this.#inFlight = null;
     this.#forget(answer.answer_id);
+  }
+
+  #say(state) {
+    this.#state = state;
+    this.#tell("state", { state, size: this.size });
   }
 
   #tell(name, detail) { this.dispatchEvent(new CustomEvent(name, { detail })); }

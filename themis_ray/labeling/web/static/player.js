@@ -1,19 +1,28 @@
 // One or two clips in lock step, driven by one clock.
 //
-// Each <video> plays by itself, which is smooth, and its pace is corrected towards the clock, since two videos left alone
-// drift apart. The clock never runs ahead of the slower one. A video that is most of a frame ahead of the other stands
-// still until the other has come after. What was really shown is measured by requestVideoFrameCallback.
+// Each <video> plays by itself, and its pace is corrected towards the clock, since two videos left alone drift apart. When
+// a picture reaches the screen is the browser's business though, and under load two videos that play in step are shown
+// several frames apart. So what people look at are canvases: requestVideoFrameCallback tells when a video has a new frame
+// and which, the last few of them are kept, and both canvases change in the same moment, to frames that belong together.
+// Where the callback is missing, the videos themselves are shown.
 
 const HOLD_MS = 200;
-const CORRECTION = 4;         // Share of an error that is made good in a second.
-const MOST_CORRECTION = 0.3;  // Of the pace.
-const GATE_FRAMES = 0.6;
-const SEEK_FRAMES = 3;
+const HOLD_AT_MOST_MS = 700;
+const CORRECTION = 2;         // Share of an error that is made good in a second.
+const MOST_CORRECTION = 0.15; // Of the pace. Browsers take a change of pace badly, so it is small,
+const TOLERANCE_FRAMES = 0.3; // and there is none without need.
+const SEEK_FRAMES = 4;
+const NUM_KEPT = 8;
+const MOST_APART = 1;         // Frames.
 
 const happens = (target, name) => new Promise((resolve) => target.addEventListener(name, resolve, { once: true }));
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+const hide = (element) => element.setAttribute("aria-hidden", "true");
 
 class Track {
+  kept = [];          // {frame, picture}, the oldest first; those of this run through the clip.
   shownFrame = -1;
+  #spare = [];
   #callback = 0;
 
   constructor(view, address) {
@@ -27,30 +36,67 @@ class Track {
     video.disablePictureInPicture = true;
     video.setAttribute("muted", "");
     video.setAttribute("playsinline", "");
-    video.setAttribute("aria-hidden", "true");
+    hide(video);
     video.tabIndex = -1;
     video.src = address;
     this.video = video;
+    this.canvas = document.createElement("canvas");
+    this.canvas.hidden = true;
+    hide(this.canvas);
     this.#watch();
   }
+
+  /** When a frame is due; the last one stays for as long as the other clip goes on. */
+  timeOf(frame) { return frame >= this.numFrames - 1 ? Infinity : frame / this.fps; }
 
   get duration() { return this.numFrames / this.fps; }
   get time() { return this.video.currentTime; }
   get isAtEnd() { return this.video.ended || this.time >= this.duration - 0.002; }
-
-  #watch() {
-    if (!this.video.requestVideoFrameCallback) return;
-    this.#callback = this.video.requestVideoFrameCallback((_, frame) => {
-      this.shownFrame = Math.round(frame.mediaTime * this.fps);
-      this.#watch();
-    });
-  }
+  get canWatch() { return Boolean(this.video.requestVideoFrameCallback); }
 
   /** The frame on the screen; without the callback, the one that should be. */
   get frame() {
     const last = this.numFrames - 1;
-    if (this.shownFrame >= 0) return Math.min(this.shownFrame, last);
+    if (this.canWatch) return Math.max(0, Math.min(this.shownFrame, last));
     return Math.min(Math.floor(this.time * this.fps + 0.01), last);
+  }
+
+  #watch() {
+    if (!this.canWatch) return;
+    this.#callback = this.video.requestVideoFrameCallback((_, metadata) => {
+      this.#keep(Math.min(Math.round(metadata.mediaTime * this.fps), this.numFrames - 1));
+      this.#watch();
+    });
+  }
+
+  #keep(frame) {
+    const { videoWidth, videoHeight } = this.video;
+    const picture = this.#spare.pop() ?? document.createElement("canvas");
+    if (picture.width !== videoWidth || picture.height !== videoHeight) {
+      [picture.width, picture.height] = [videoWidth, videoHeight];
+    }
+    picture.getContext("2d", { alpha: false }).drawImage(this.video, 0, 0);
+    this.kept.push({ frame, picture });
+    if (this.kept.length > NUM_KEPT) this.#spare.push(this.kept.shift().picture);
+  }
+
+  /** Forgets what was kept; what is on the screen stays. */
+  forget() {
+    this.#spare.push(...this.kept.splice(0).map((one) => one.picture));
+  }
+
+  show({ frame, picture }) {
+    if (frame !== this.shownFrame || this.canvas.hidden) {
+      const { canvas } = this;
+      if (canvas.width !== picture.width || canvas.height !== picture.height) {
+        [canvas.width, canvas.height] = [picture.width, picture.height];
+      }
+      canvas.getContext("2d", { alpha: false }).drawImage(picture, 0, 0);
+      canvas.hidden = false;
+      this.shownFrame = frame;
+    }
+    // Older ones are not shown any more.
+    while (this.kept.length && this.kept[0].frame < frame) this.#spare.push(this.kept.shift().picture);
   }
 
   async loaded() {
@@ -66,11 +112,11 @@ class Track {
   async seek(time) {
     const done = happens(this.video, "seeked");
     this.video.currentTime = time;
-    await Promise.race([done, new Promise((resolve) => setTimeout(resolve, 2000))]);
+    await Promise.race([done, pause(2000)]);
   }
 
   set pace(pace) {
-    if (Math.abs(this.video.playbackRate - pace) > 0.015 || pace === 0) this.video.playbackRate = pace;
+    if (Math.abs(this.video.playbackRate - pace) > 0.01) this.video.playbackRate = pace;
   }
 
   dispose() {
@@ -79,6 +125,8 @@ class Track {
     this.video.removeAttribute("src");
     this.video.load();
     this.video.remove();
+    this.canvas.remove();
+    this.kept = this.#spare = [];
   }
 }
 
@@ -96,7 +144,7 @@ export class Player extends EventTarget {
   #wantsToMove = false;
   #clock = 0;
   #lastTick = 0;
-  #holdUntil = 0;
+  #endedAt = 0;
   #request = 0;
   #lastFrame = -1;
   #job = 0;
@@ -107,15 +155,16 @@ export class Player extends EventTarget {
     this.#tracks = views.map((view, index) => new Track(view, addresses[index]));
   }
 
-  get videos() { return this.#tracks.map((track) => track.video); }
+  /** What is put on the page for each clip. */
+  get pictures() { return this.#tracks.map((track) => [track.video, track.canvas]); }
+  get isWide() { return this.#tracks[0].video.videoWidth > this.#tracks[0].video.videoHeight * 1.2; }
   get isMoving() { return this.#wantsToMove; }
-  get speed() { return this.#speed; }
   get duration() { return Math.max(...this.#tracks.map((track) => track.duration)); }
   get numFrames() { return Math.max(...this.#tracks.map((track) => track.numFrames)); }
-  get #longest() { return this.#tracks.reduce((a, b) => (b.duration > a.duration ? b : a)); }
   get frame() { return this.#longest.frame; }
   get shownFrames() { return this.#tracks.map((track) => track.frame); }
-  get share() { return Math.min(1, (this.#state === "seeking" ? 0 : this.#longest.time) / this.duration); }
+  get share() { return Math.min(1, (this.frame + 1) / this.numFrames); }
+  get #longest() { return this.#tracks.reduce((a, b) => (b.duration > a.duration ? b : a)); }
 
   loaded() { return Promise.all(this.#tracks.map((track) => track.loaded())); }
 
@@ -151,12 +200,21 @@ export class Player extends EventTarget {
     this.pause();
     this.#aim = frame;
     const job = ++this.#job;
-    this.#state = "still";
-    await Promise.all(this.#tracks.map((track) => track.seek((Math.min(frame, track.numFrames - 1) + 0.5) / track.fps)));
+    const wanted = this.#tracks.map((track) => Math.min(frame, track.numFrames - 1));
+    for (const track of this.#tracks) track.forget();
+    await Promise.all(this.#tracks.map((track, index) => track.seek((wanted[index] + 0.5) / track.fps)));
+    // "seeked" comes before the picture does.
+    for (let look = 0; look < 60 && job === this.#job; look++) {
+      const found = this.#tracks.map((track, index) => track.kept.find((one) => one.frame === wanted[index]));
+      if (!this.#tracks[0].canWatch) break;
+      if (found.every(Boolean)) {
+        this.#tracks.forEach((track, index) => track.show(found[index]));
+        break;
+      }
+      await pause(16);
+    }
     if (job !== this.#job) return;
     this.#aim = null;
-    // Without the callback, and where it comes later, this is what is shown.
-    for (const track of this.#tracks) track.shownFrame = Math.min(frame, track.numFrames - 1);
     this.#tell("frame");
   }
 
@@ -180,7 +238,7 @@ export class Player extends EventTarget {
     cancelAnimationFrame(this.#request);
     for (const track of this.#tracks) {
       track.video.pause();
-      track.shownFrame = -1;
+      track.forget();
     }
     await Promise.all(this.#tracks.map((track) => track.seek(0)));
     if (job === this.#job) await this.#go();
@@ -188,40 +246,44 @@ export class Player extends EventTarget {
 
   async #go() {
     const job = ++this.#job;
+    const running = this.#tracks.filter((track) => !track.isAtEnd);
     this.#aim = null;
-    this.#state = "seeking";
-    // What was left half a frame apart starts together.
-    this.#clock = Math.max(...this.#tracks.map((track) => track.time));
+    this.#endedAt = 0;
+    this.#clock = Math.min(...running.map((track) => track.time), this.duration);
     for (const track of this.#tracks) track.pace = this.#speed;
+    // Videos do not start in the same instant, so they are steered from the first one on.
+    this.#state = "moving";
+    this.#lastTick = performance.now();
+    this.#request = requestAnimationFrame((now) => this.#tick(now));
     try {
-      await Promise.all(this.#tracks.map((track) => (track.isAtEnd ? null : track.video.play())));
+      await Promise.all(running.map((track) => track.video.play()));
     } catch {
       // The browser wants a gesture first, or a pause came in between.
       if (job !== this.#job) return;
       this.#stop();
       this.#tell("change");
-      return;
     }
-    if (job !== this.#job) return;
-    this.#clock = Math.min(...this.#tracks.filter((track) => !track.isAtEnd).map((track) => track.time), this.duration);
-    this.#state = "moving";
-    this.#lastTick = performance.now();
-    this.#request = requestAnimationFrame((now) => this.#tick(now));
   }
 
   #tick(now) {
     const passedMs = Math.max(0, Math.min(now - this.#lastTick, 250));
     this.#lastTick = now;
     this.watchedMs += passedMs;
-    if (this.#state === "holding") {
-      if (now >= this.#holdUntil) return this.#endLoop();
-    } else {
-      this.#steer(passedMs / 1000);
-      this.#measure();
-      if (this.#tracks.every((track) => track.isAtEnd)) {
-        this.#state = "holding";
-        this.#holdUntil = now + HOLD_MS;
+    this.#steer(passedMs / 1000);
+    this.#show();
+    this.#measure();
+    if (this.#tracks.every((track) => track.isAtEnd)) {
+      // The last frames may be on their way to the screen still; they are held from when they are there.
+      const isShown = this.#tracks.every((track) => track.frame === track.numFrames - 1);
+      if (this.#state === "moving") {
+        this.#state = "ending";
+        this.#endedAt = now;
       }
+      if (this.#state === "ending" && (isShown || now - this.#endedAt > HOLD_AT_MOST_MS - HOLD_MS)) {
+        this.#state = "holding";
+        this.#endedAt = now;
+      }
+      if (this.#state === "holding" && now - this.#endedAt >= HOLD_MS) return this.#endLoop();
     }
     this.#request = requestAnimationFrame((then) => this.#tick(then));
   }
@@ -234,22 +296,50 @@ export class Player extends EventTarget {
     this.#tell("change");
   }
 
-  /** Brings every video's pace towards the clock. */
+  /** Brings every video's pace towards the clock, which never runs ahead of the slower one. */
   #steer(passedS) {
     const running = this.#tracks.filter((track) => !track.isAtEnd);
     if (!running.length) return;
     const slowest = Math.min(...running.map((track) => track.time));
     const frameS = 1 / Math.max(...running.map((track) => track.fps));
-    this.#clock = Math.min(this.#clock + passedS * this.#speed, slowest + 1.2 * frameS);
+    this.#clock = Math.min(this.#clock + passedS * this.#speed, slowest + frameS);
     for (const track of running) {
       const error = this.#clock - track.time;
-      if (track.time - slowest > SEEK_FRAMES * frameS) void track.seek(slowest);
-      else if (track.time - slowest > GATE_FRAMES * frameS) track.pace = 0;
-      else {
-        const correction = Math.max(-MOST_CORRECTION, Math.min(MOST_CORRECTION, error * CORRECTION));
-        track.pace = Math.max(0.0625, this.#speed * (1 + (Math.abs(error) < 0.2 * frameS ? 0 : correction)));
+      if (track.time - slowest > SEEK_FRAMES * frameS && !track.video.seeking) track.video.currentTime = slowest;
+      const correction = Math.max(-MOST_CORRECTION, Math.min(MOST_CORRECTION, error * CORRECTION));
+      const isNear = Math.abs(error) < TOLERANCE_FRAMES * frameS || running.length < 2;
+      track.pace = Math.max(0.0625, this.#speed * (1 + (isNear ? 0 : correction)));
+    }
+  }
+
+  /** Shows the newest pictures that belong together, both in the same moment. */
+  #show() {
+    const [left, right] = this.#tracks;
+    if (!left.canWatch) return;
+    if (!right) {
+      if (left.kept.length) left.show(left.kept.at(-1));
+      return;
+    }
+    let best = null;
+    for (const one of left.kept) {
+      for (const other of right.kept) {
+        const apart = this.#apart(one.frame, other.frame);
+        if (apart > MOST_APART) continue;
+        const time = Math.min(left.timeOf(one.frame), right.timeOf(other.frame));
+        if (!best || time > best.time || (time === best.time && apart < best.apart)) best = { one, other, apart, time };
       }
     }
+    if (!best) return;
+    left.show(best.one);
+    right.show(best.other);
+  }
+
+  /** How many frames two frames are apart; a clip that is over waits for the longer one. */
+  #apart(leftFrame, rightFrame) {
+    const [left, right] = this.#tracks;
+    const last = Math.min((left.numFrames - 1) / left.fps, (right.numFrames - 1) / right.fps);
+    const times = [Math.min(leftFrame / left.fps, last), Math.min(rightFrame / right.fps, last)];
+    return Math.abs(times[0] - times[1]) * Math.min(left.fps, right.fps);
   }
 
   #measure() {
@@ -257,13 +347,10 @@ export class Player extends EventTarget {
       this.#lastFrame = this.frame;
       this.#tell("frame");
     }
-    if (this.#tracks.length < 2 || this.#tracks.some((track) => track.shownFrame < 0)) return;
-    const [left, right] = this.#tracks;
-    const shared = Math.min(left.duration, right.duration);
-    const times = [left, right].map((track) => Math.min(track.frame / track.fps, shared));
-    const drift = Math.abs(times[0] - times[1]) * Math.min(left.fps, right.fps);
+    if (this.#tracks.length < 2 || this.#tracks.some((track) => track.canWatch && track.shownFrame < 0)) return;
     this.numDriftSamples++;
-    this.maxDriftFrames = Math.max(this.maxDriftFrames, Math.round(drift * 100) / 100);
+    const apart = Math.round(this.#apart(...this.shownFrames) * 100) / 100;
+    this.maxDriftFrames = Math.max(this.maxDriftFrames, apart);
   }
 
   #tell(name) { this.dispatchEvent(new Event(name)); }
