@@ -169,6 +169,8 @@ def check_counts(store: LabelStore, study_id: str) -> None:
         (row.annotator_id, row.query_id, assignments[row.assignment_id].repeat) for row in valid
     ).items():
         assert number == 1, f"{person} answered {query} (repeat {repeat}) {number} times"
+    stages = {row.id: row.stage for row in rows["annotator"]}
+    assert {stages[row.annotator_id] for row in rows["assignment"] if row.state == "leased"} <= {"practice", "work"}
     num_by_person = Counter(row.annotator_id for row in valid if kinds[row.query_id] != "practice")
     for person in rows["annotator"]:
         assert person.num_answered == num_by_person[person.id]
