@@ -53,10 +53,27 @@ def test_every_chart_has_a_title_a_description_and_numbers_on_its_marks():
     assert len(set(ids)) == len(ids)
 
 
-def test_marks_stay_inside_the_picture():
+def one_sided():
+    """Five people who never chose the clip shown left, and contradict each other."""
+    return [
+        make_answer(
+            10 * person + number, f"q{number}", f"a{person}", "right", is_flipped=False, arm=("x", "y")[person % 2]
+        )
+        if person % 2
+        else make_answer(10 * person + number, f"q{number}", f"a{person}", "left", is_flipped=True, arm="x")
+        for person in range(5)
+        for number in range(8)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "one-sided"])
+def test_marks_stay_inside_the_picture(kind):
     answers, study, gold = make_study(300, seed=3)
     slow = make_answer(999, "q0000", "a09", response_ms=3_000_000, answered_at=START + timedelta(days=12))
-    for chart in charts_of([*answers, slow], study, gold=gold).values():
+    answers = one_sided() if kind == "one-sided" else [*answers, slow]
+    drawn = [chart for chart in charts_of(answers, study, gold=gold).values() if chart.svg]
+    assert len(drawn) >= 4
+    for chart in drawn:
         svg = parse(chart)
         _, _, width, height = (float(number) for number in svg.get("viewBox").split())
         for part in svg.iter():

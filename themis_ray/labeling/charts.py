@@ -198,7 +198,7 @@ def position_chart(overall: Share, arms: Sequence[ArmReport]) -> Chart:
         if share.share is not None
     ]
     # As wide as it has to be and the same to both sides, so that one half stays in the middle.
-    reach = max(abs(end - 0.5) for row in rows for end in (row.low or 0.5, row.high or 0.5))
+    reach = max(abs(end - 0.5) for _, share in named for end in (share.low, share.high) if share.num_trials)
     half = min(0.5, math.ceil(max(reach, 0.1) * 10) / 10)
     ends = (0.5 - half, 0.5 + half)
     return dot_chart(

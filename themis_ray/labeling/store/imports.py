@@ -70,10 +70,11 @@ class Imports:
         return counts
 
     def _add(self, connection: Connection, study_id: str, rows: Sequence[AnswerRow], counts: ImportCounts) -> None:
-        study = read_study(connection, study_id)
+        # Of two imports the second waits; so does whoever is about to withdraw.
+        study = read_study(connection, study_id, is_locked=True)
+        homes = _homes(connection, {row.annotator_id for row in rows})
         kinds = _lookup(connection, tables.query, "kind", {row.query_id for row in rows}, study_id)
         withdrawn = _lookup(connection, tables.tombstone, "study_id", {row.annotator_id for row in rows})
-        homes = _lookup(connection, tables.annotator, "study_id", {row.annotator_id for row in rows})
         known = set(_lookup(connection, tables.answer, "annotator_id", {row.answer_id for row in rows}))
         taken = _taken(connection, {row.annotator_id for row in rows})
         new = []
@@ -101,6 +102,13 @@ class Imports:
             # The numbers of answers are given last, so that nothing is waited for while others wait.
             self._database.lock_answers(connection, study_id)
             connection.execute(insert(tables.answer), [_answer(study_id, row) for row in new])
+
+
+def _homes(connection: Connection, annotators: set[str]) -> dict[str, str]:
+    """Returns the studies that people are in, who do not change until the transaction ends."""
+    column = tables.annotator.c
+    chosen = select(column.id, column.study_id).where(column.id.in_(annotators)).order_by(column.id)
+    return {row.id: row.study_id for row in connection.execute(chosen.with_for_update(key_share=True))}
 
 
 def _taken(connection: Connection, annotators: set[str]) -> set[tuple[str, str, int]]:
