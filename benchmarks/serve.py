@@ -70,6 +70,8 @@ REPORT_EVERY_S = 15.0
 CHOICES = ("left", "right", "equal", "skip")
 SWAPPED = {"left": "right", "right": "left"}
 HOST = "127.0.0.1"
+# What is in the command line of a process of the service, and what it is.
+ROLES = {"ray::ServeReplica": "replicas", "bin/haproxy": "haproxy", "labeling.clip_server": "clip server"}
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
@@ -134,6 +136,16 @@ class Service:
     def replicas(self) -> list[psutil.Process]:
         """Returns the processes that answer."""
         return [process for process in self._tree() if _title(process).startswith("ray::ServeReplica")]
+
+    def cpu_s(self) -> Counter[str]:
+        """Returns the CPU seconds of the service's processes so far, by what they are."""
+        seconds: Counter[str] = Counter()
+        for process in self._tree():
+            title = _title(process)
+            role = next((role for sign, role in ROLES.items() if sign in title), "ray and the rest")
+            with suppress(psutil.Error):
+                seconds[role] += sum(process.cpu_times()[:2])
+        return seconds
 
     def kill(self) -> int:
         """Kills every process of the service at once, and returns how many there were."""
@@ -662,7 +674,6 @@ def summarise(seen: Mapping[str, Any], ledger: Mapping[str, Any], arguments: arg
         "complaints": seen["complaints"],
         "routes": routes,
         "ledger": dict(ledger),
-        "generator_cpu_s": seen["cpu_s"],
     }
 
 
@@ -734,6 +745,7 @@ def main() -> int:
                 # A restart of the whole service takes its time on two cores.
                 grace_s=START_TIMEOUT_S if arguments.chaos else 60.0,
             )
+            cpu_before = service.cpu_s()
             expected_s = min(arguments.seconds, arguments.ramp_s + arguments.answers * arguments.think_s)
             chaos = Chaos(service, arguments.seconds, expected_s / 2)
             if arguments.chaos:
@@ -741,6 +753,7 @@ def main() -> int:
                     seen = generate(load, Path(temporary), lambda: chaos.error is not None)
             else:
                 seen = generate(load, Path(temporary))
+            cpu_s = service.cpu_s() - cpu_before
         finally:
             service.stop()
         ledger = check_ledger(folder / "labelling.db", seen["acknowledged"])
@@ -752,6 +765,8 @@ def main() -> int:
         "ramp_s": arguments.ramp_s,
         "replicas": arguments.replicas,
         "haproxy": not arguments.no_haproxy,
+        # Of processes that lived from beginning to end.
+        "cpu_s": {"load generator": seen["cpu_s"], **cpu_s},
         "start_s": service.start_s,
         "replicas_killed": chaos.num_replicas_killed,
         "restarts": chaos.num_restarts,
@@ -767,6 +782,8 @@ def main() -> int:
         f"over-collected {report['over_collected']}, errors {report['errors']}, late {report['late']}",
         highlight=False,
     )
+    cpu = ", ".join(f"{role} {seconds:.0f}" for role, seconds in report["cpu_s"].items())
+    console.print(f"CPU seconds: {cpu}", highlight=False)
     for complaint, number in report["complaints"]:
         console.print(f"{number} x {complaint}", highlight=False)
     console.print(f"written: {out}", highlight=False)
