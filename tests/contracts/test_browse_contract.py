@@ -1,6 +1,4 @@
-"""Looking through queries, files of answers and what is told of studies, whatever database they are kept in."""
-
-import time
+"""Looking through queries, files of answers and notices, whatever database they are kept in."""
 
 import pytest
 from label_stores import BACKENDS, answer, answer_all, check_counts, join, make_study, open_store, run_threads
@@ -9,7 +7,6 @@ from themis_ray.data import Choice
 from themis_ray.labeling.export import read_answers
 from themis_ray.labeling.store.browse import SHOWN, Browse
 from themis_ray.labeling.store.imports import Imports
-from themis_ray.labeling.store.notices import Notices
 from themis_ray.labeling.transfer import export_study, import_study
 
 
@@ -126,22 +123,9 @@ def test_people_who_were_brought_in_can_be_taken_out(store, tmp_path):
     assert vars(imports.add(other, rows, "tests")) == {"num_new": 0, "num_known": 0, "num_withdrawn": 3}
 
 
-def test_the_state_of_a_study_is_what_notices_need(store):
-    notices = Notices(store.database)
-    began = time.time() - 1
-    study_id = make_study(store, 3, overlap=2)
-    state = notices.state(study_id)
-    assert (state.status, state.num_answers, state.num_waiting, state.last_number) == ("running", 0, 6, 0)
-    assert began < state.waiting_since < time.time() + 1
-    assert state.last_answered_at is None
-    for _ in range(2):
-        answer_all(store, join(store, study_id))
-    state = notices.state(study_id)
-    assert (state.num_answers, state.num_waiting, state.waiting_since) == (6, 0, None)
-    assert state.last_number > 0
-    assert began < state.last_answered_at < time.time() + 1
-    store.studies.set_status(study_id, "stopped", "tests")
-    assert began < notices.state(study_id).stopped_at < time.time() + 1
-    assert notices.state("nosuch") is None
-    assert store.studies.claim_notice(study_id, "waiting-" + "0" * 24 + ":mail")
-    assert not store.studies.claim_notice(study_id, "waiting-" + "0" * 24 + ":mail")
+def test_an_event_is_noted_once(store):
+    study_id = make_study(store, 1)
+    event = "waiting-" + "0" * 24 + ":mail"
+    noted = []
+    run_threads(6, lambda number: noted.append(store.studies.claim_notice(study_id, event)))
+    assert sorted(noted) == [False] * 5 + [True]

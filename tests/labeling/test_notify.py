@@ -9,11 +9,13 @@ import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 from conftest import answer
 
 from themis_ray.errors import ConfigError
+from themis_ray.labeling import housekeeping
 from themis_ray.labeling.notify import (
     Notifier,
     SmtpSettings,
@@ -23,7 +25,6 @@ from themis_ray.labeling.notify import (
     sign,
     webhook_key,
 )
-from themis_ray.labeling.watch import Watcher, check_studies
 
 SECRET = b"a secret of tests"
 NOW = 1_800_000_000.0
@@ -279,49 +280,51 @@ def test_without_settings_there_is_no_email_and_none_goes_in_the_clear_to_elsewh
 # ---------------------------------------------------------------- a service
 
 
-def test_studies_are_watched(lab):
+def test_studies_are_watched(lab, monkeypatch):
+    store = lab.service.store
+    lab.study("quiet")
     with web_server() as (url, got):
         lab.study(overlap=2, webhook_url=url)
-        lab.study("quiet")
-        store = lab.service.store
         made_at = store.studies.get("cart").created_at
-        assert check_studies(store, make_notifier(store.studies), made_at + 10) == 0
-        assert check_studies(store, make_notifier(store.studies), made_at + 3600) == 1
-        assert check_studies(store, make_notifier(store.studies), made_at + 7200) == 0
+
+        def work_at(now):
+            # Another process every time, which knows from the store alone what was told.
+            monkeypatch.setattr(housekeeping, "time", SimpleNamespace(time=lambda: now))
+            return housekeeping.Housekeeper(lab.service).work()
+
+        assert work_at(made_at + 10) == 0
+        assert work_at(made_at + 3600) == 1
+        assert work_at(made_at + 7200) == 0
         client = lab.annotator()
         (first, *_) = client.get("/api/v1/assignments").json()["assignments"]
         answer(client, first)
-        assert check_studies(store, make_notifier(store.studies), made_at + 7200) == 1
+        assert work_at(made_at + 7200) == 1
         store.studies.set_status("cart", "paused", "test")
-        assert check_studies(store, make_notifier(store.studies), made_at + 9999) == 0
+        assert work_at(made_at + 9999) == 0
         store.studies.set_status("cart", "stopped", "test")
-        assert check_studies(store, make_notifier(store.studies), made_at + 9999) == 1
-        assert check_studies(store, make_notifier(store.studies), made_at + 9999) == 0
+        assert work_at(made_at + 9999) == 1
+        assert work_at(made_at + 9999) == 0
     said = [json.loads(body) for _, body in got]
     assert [row["kind"] for row in said] == ["waiting", "waiting", "stopped"]
     assert [row["num_waiting"] for row in said] == [10, 9, 9]
     assert [row["num_answers"] for row in said] == [0, 1, 1]
     assert {row["title"] for row in said} == {"Carts"}
+    assert {row["url"] for row in said} == {"http://testserver/studies/cart"}
 
 
-def test_the_watcher_goes_on_after_an_error_and_ends(lab):
+def test_what_could_not_be_noted_is_told_later():
+    class Flaky(Ledger):
+        num_calls = 0
+
+        def claim_notice(self, study_id, event):
+            self.num_calls += 1
+            if self.num_calls == 1:
+                raise RuntimeError("the database is away")
+            return super().claim_notice(study_id, event)
+
     with web_server() as (url, got):
-        lab.study(webhook_url=url)
-        lab.service.store.studies.set_status("cart", "stopped", "test")
-        calls = []
-
-        class Flaky:
-            def claim_notice(self, study_id, event):
-                calls.append(event)
-                if len(calls) == 1:
-                    raise RuntimeError("the database is away")
-                return lab.service.store.studies.claim_notice(study_id, event)
-
-        watcher = Watcher(lab.service.store, make_notifier(Flaky()), interval_s=0.01)
-        watcher.start()
-        for _ in range(500):
-            if got:
-                break
-            threading.Event().wait(0.02)
-        watcher.stop()
+        notifier = make_notifier(Flaky())
+        with pytest.raises(RuntimeError):
+            notifier.tell(find_events(STATE, NOW), url)
+        assert notifier.tell(find_events(STATE, NOW), url) == 1
     assert len(got) == 1
