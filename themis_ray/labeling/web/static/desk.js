@@ -193,6 +193,7 @@ class Desk {
     }
     if (this.#current !== current) return;
     if (current.player) await this.#put(current);
+    if (this.#current !== current) return;
     mode.show(assignment, current.player);
     current.firstShownAt = performance.now();
     this.#isBusy = false;
@@ -213,7 +214,12 @@ class Desk {
     player.isLooping = !WANTS_CALM.matches;
     player.addEventListener("change", () => this.#showMoving());
     if (WANTS_CALM.matches || isDialogOpen()) this.#showMoving();
-    else void player.replay();
+    else {
+      // What counts is time from the first picture on, and nothing is answered before it.
+      const shown = new Promise((resolve) => player.addEventListener("shown", resolve, { once: true }));
+      void player.replay();
+      await Promise.race([shown, pause(3000)]);
+    }
   }
 
   #clear() {

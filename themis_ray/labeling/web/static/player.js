@@ -130,7 +130,7 @@ class Track {
   }
 }
 
-/** Events: `change` (moving or still), `frame` (another one is shown), `loop`. */
+/** Events: `change` (moving or still), `shown` (the first pictures are there), `frame` (others are), `loop`. */
 export class Player extends EventTarget {
   watchedMs = 0;
   numLoops = 0;
@@ -149,6 +149,7 @@ export class Player extends EventTarget {
   #lastFrame = -1;
   #job = 0;
   #aim = null;
+  #isFresh = true;
 
   constructor(views, addresses) {
     super();
@@ -235,6 +236,7 @@ export class Player extends EventTarget {
   async #restart() {
     const job = ++this.#job;
     this.#state = "seeking";
+    this.#isFresh = true;
     cancelAnimationFrame(this.#request);
     for (const track of this.#tracks) {
       track.video.pause();
@@ -314,12 +316,17 @@ export class Player extends EventTarget {
 
   /** Shows the newest pictures that belong together, both in the same moment. */
   #show() {
+    const chosen = this.#choose();
+    if (!chosen) return;
+    chosen.forEach((one, index) => { if (one) this.#tracks[index].show(one); });
+    if (this.#isFresh) this.#tell("shown");
+    this.#isFresh = false;
+  }
+
+  #choose() {
     const [left, right] = this.#tracks;
-    if (!left.canWatch) return;
-    if (!right) {
-      if (left.kept.length) left.show(left.kept.at(-1));
-      return;
-    }
+    if (!left.canWatch) return [];
+    if (!right) return left.kept.length ? [left.kept.at(-1)] : null;
     let best = null;
     for (const one of left.kept) {
       for (const other of right.kept) {
@@ -329,9 +336,7 @@ export class Player extends EventTarget {
         if (!best || time > best.time || (time === best.time && apart < best.apart)) best = { one, other, apart, time };
       }
     }
-    if (!best) return;
-    left.show(best.one);
-    right.show(best.other);
+    return best && [best.one, best.other];
   }
 
   /** How many frames two frames are apart; a clip that is over waits for the longer one. */
