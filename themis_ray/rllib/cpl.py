@@ -156,6 +156,7 @@ class StoredPreferenceLoop(PreferenceLoop):
             **super().get_state(),
             "queries": [],
             "preferences": [],
+            "asked": ([], []),
             "evaluations": ([], []),
             "stored_preferences": reference,
         }
