@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from themis_ray.data import Choice
-from themis_ray.wire import StoredAnswer
 from themis_ray.labeling.report import StudyReport, annotator_weights, study_report
 from themis_ray.labeling.study import Arm, StudyConfig
+from themis_ray.wire import StoredAnswer
 
 START = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
 

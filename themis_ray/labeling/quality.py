@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from themis_ray.data import Choice
+from themis_ray.data import Choice, left_probability
 
 __all__ = [
     "CLASSES",
@@ -36,8 +36,10 @@ __all__ = [
 ]
 
 # The classes of Dawid-Skene, in the order of every axis that runs over them, and the label that each stands for.
-CLASSES = (str(Choice.LEFT), str(Choice.RIGHT), str(Choice.EQUAL))
-LABELS = np.array([1.0, 0.0, 0.5])
+_LABELS = {str(choice): left_probability(choice) for choice in Choice}
+CLASSES = tuple(word for word, label in _LABELS.items() if label is not None)
+LABELS = np.array([_LABELS[word] for word in CLASSES], np.float64)
+LEFT, RIGHT, _ = CLASSES
 # The classes when sides are swapped.
 MIRROR = np.array([1, 0, 2])
 MISSING = str(Choice.SKIP)
@@ -394,8 +396,8 @@ def shown_left(choices: Words, is_flipped: ArrayLike) -> tuple[NDArray[np.bool_]
         Whether the clip shown left was chosen, and whether one of the two was chosen at all.
     """
     words = np.asarray(choices, str)
-    is_decided = (words == Choice.LEFT) | (words == Choice.RIGHT)
-    return is_decided & ((words == Choice.LEFT) != np.asarray(is_flipped, bool)), is_decided
+    is_decided = (words == LEFT) | (words == RIGHT)
+    return is_decided & ((words == LEFT) != np.asarray(is_flipped, bool)), is_decided
 
 
 def consistency_counts(

@@ -309,7 +309,9 @@ def _agreement(columns: _Columns, study: StudyConfig, *, has_interval: bool = Fa
     said = first.where(first.choices != Choice.SKIP)
     shared = quality.is_shared(said.people, said.queries)
     votes = (said.people, said.queries, said.choices)
-    low, high = quality.alpha_interval(*votes, np.random.default_rng(0)) if has_interval else (np.nan, np.nan)
+    # The same answers give the same interval.
+    rng = np.random.default_rng(list(study.id.encode()))
+    low, high = quality.alpha_interval(*votes, rng) if has_interval else (np.nan, np.nan)
     return AgreementReport(
         alpha=_known(quality.krippendorff_alpha(*votes)),
         low=_known(low),
