@@ -23,6 +23,7 @@ from themis_ray.clips import write_clip
 from themis_ray.envs.display import prepare_drawing
 from themis_ray.labeling.app import create_app
 from themis_ray.labeling.clip_server import ClipApp
+from themis_ray.labeling.routes import demonstrations
 from themis_ray.labeling.service import Service, ServiceSettings
 from themis_ray.labeling.store import LabelStore
 from themis_ray.labeling.study import load_study
@@ -203,6 +204,8 @@ def add_studies(store: LabelStore, clips: Sequence[str], numbered: Sequence[str]
         add_study(store, name, clips, question=question)
     add_study(store, "rating", clips, feedback="rating", question="How well is the pole held up?")
     add_study(store, "steps", clips, feedback="steps", question="Where does the cart do well, and where badly?")
+    grid = {"env_id": "MiniGrid-Empty-5x5-v0", "question": "Walk to the green field."}
+    add_study(store, "demonstration", clips, feedback="demonstration", **grid)
     add_study(store, "code-only", clips, queries_per_annotator=1, panel={**panel, "redirect_url": ""})
     for name in ("empty", "nothing-yet"):
         add_study(store, name, [], question=question)
@@ -228,10 +231,8 @@ def serve(folder: Path, port: int = 0) -> Iterator[Site]:
         (clips / study.id).symlink_to(clips / "all")
     service = Service(store, ServiceSettings(SECRET, clips, clips_url, url))
     app = create_app(service)
-    if not any(getattr(route, "path", "") == "/work" for route in app.routes):
-        from themis_ray.labeling.routes import pages
-
-        app.include_router(pages.router)
+    if "/api/v1/demonstrations" not in app.openapi()["paths"]:
+        app.include_router(demonstrations.router, prefix="/api/v1")
     with _running(app, port), _running(ClipApp(clips, SECRET, [url]), clips_port):
         yield Site(url, service)
     store.close()

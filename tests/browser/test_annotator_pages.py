@@ -492,6 +492,35 @@ def test_steps_are_marked_while_they_pass(site: Any, open_page: Any, shoot: Any)
     assert good[-1] < bad[0]
 
 
+def test_a_demonstration_by_keyboard(site: Any, open_page: Any, shoot: Any) -> None:
+    page = open_page()
+    come_in(page, site.entrance("demonstration"))
+    page.locator("#demo-frame:visible").wait_for()
+    status = page.locator("#demo-status")
+    page.keyboard.press("Enter")
+    page.get_by_role("alert").get_by_text("Act first").wait_for()
+    # Two fields forward, a turn to the right, two fields forward: by arrows, by number and by the button.
+    acts = [
+        lambda: page.keyboard.press("ArrowUp"),
+        lambda: page.keyboard.press("3"),
+        lambda: page.keyboard.press("ArrowRight"),
+        lambda: page.get_by_role("button", name="forward").click(),
+        lambda: page.keyboard.press("ArrowUp"),
+    ]
+    for number, act in enumerate(acts, start=1):
+        act()
+        status.get_by_text(f"{number} step").wait_for()
+        if number == 4:
+            page.locator("#toast").wait_for(state="hidden")
+            shoot(page, "demonstration")
+    page.keyboard.press("Enter")
+    until(lambda: len(site.answers("demonstration")) == 1)
+    row = site.answers("demonstration")[0]
+    assert row.actions == (2, 2, 1, 2, 2)
+    assert row.reset_seed is not None
+    page.get_by_text("0 steps").wait_for()
+
+
 # ---------------------------------------------------------------- phone, and what is no work
 
 
@@ -622,7 +651,7 @@ def test_axe_finds_nothing_serious(site: Any, open_page: Any, axe: str, scheme: 
     page.get_by_label("Delete all my answers").check()
     page.get_by_role("button", name="Leave the study").click()
     check("withdrawn")
-    for study in ("patient", "rating", "steps", "nothing-yet", "code-only"):
+    for study in ("patient", "rating", "steps", "demonstration", "nothing-yet", "code-only"):
         page.context.clear_cookies()
         come_in(page, site.entrance(study))
         if study == "nothing-yet":

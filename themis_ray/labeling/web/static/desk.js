@@ -176,7 +176,8 @@ class Desk {
     }
     byId("card-single").hidden = isPair;
     this.stage.hidden = assignment.feedback === "demonstration";
-    byId("transport").hidden = this.stage.hidden;
+    // Without clips only undo is left of it.
+    for (const part of byId("transport").children) part.hidden = this.stage.hidden && part.dataset.do !== "undo";
     byId("timeline").hidden = this.stage.hidden || assignment.feedback === "steps";
     this.stage.classList.toggle("single", !isPair);
     for (const part of document.querySelectorAll("[data-feedback]")) part.hidden = part.dataset.feedback !== assignment.feedback;

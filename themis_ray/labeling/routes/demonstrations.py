@@ -1,0 +1,68 @@
+"""The API of demonstrations: an annotator acts, the service steps the environment."""
+
+from __future__ import annotations
+
+import secrets
+from functools import lru_cache
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from themis_ray.envs import EnvConfig
+from themis_ray.errors import ConfigError
+from themis_ray.labeling.callers import AnnotatorCaller, ServiceOf
+from themis_ray.labeling.demonstrations import OpenEpisodes
+from themis_ray.labeling.store import ConflictError, NotFoundError
+from themis_ray.wire import MAX_CLIP_FRAMES, LongId, Wire
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["annotators"])
+
+STEPS_PER_MINUTE = 1200
+MAX_SEED = 2**31
+
+
+class DemonstrationRequest(Wire):
+    """An episode: its seed and all its actions, the newest last."""
+
+    assignment_id: LongId
+    reset_seed: int | None = Field(default=None, ge=0, lt=MAX_SEED, description="None: the service chooses one.")
+    actions: tuple[int, ...] = Field(default=(), max_length=MAX_CLIP_FRAMES)
+
+
+class DemonstrationView(Wire):
+    """Where the episode has come to."""
+
+    reset_seed: int
+    action_names: tuple[str, ...]
+    frame: str = Field(description="What the environment draws, as a data: address.")
+    is_over: bool
+
+
+@lru_cache(maxsize=1)
+def _episodes() -> OpenEpisodes:
+    return OpenEpisodes()
+
+
+@router.post("/demonstrations")
+def act(service: ServiceOf, annotator_id: AnnotatorCaller, request: DemonstrationRequest) -> DemonstrationView:
+    """Brings the episode of an assignment to where its actions lead, and shows it. Twice is as once."""
+    service.store.access.count_hit(f"demonstrations:{annotator_id}", STEPS_PER_MINUTE, 60.0)
+    desk = service.store.work.desk(annotator_id, 0)
+    held = {assignment.id for assignment in desk.assignments if assignment.feedback == "demonstration"}
+    if request.assignment_id not in held:
+        raise NotFoundError("there is no such demonstration on your desk. Load the page again.")
+    config = desk.annotator.study.config
+    env_config = EnvConfig(id=config.env_id, kwargs=config.env_kwargs)
+    seed = secrets.randbelow(MAX_SEED) if request.reset_seed is None else request.reset_seed
+    try:
+        view = _episodes().act(env_config, request.assignment_id, seed, request.actions)
+    except ConfigError as error:
+        raise ConflictError(str(error)) from error
+    return DemonstrationView(
+        reset_seed=view.reset_seed,
+        action_names=view.action_names,
+        frame=view.frame_address,
+        is_over=view.is_over,
+    )
