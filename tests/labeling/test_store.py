@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
 from label_stores import (
     BACKENDS,
     Clock,
@@ -97,6 +105,7 @@ class StudyMachine(RuleBasedStateMachine):
         self.used.__exit__(None, None, None)
 
     @initialize(
+        target=people,
         num_queries=st.integers(1, 5),
         overlap=st.integers(1, 2),
         num_practice=st.integers(0, 2),
@@ -107,10 +116,14 @@ class StudyMachine(RuleBasedStateMachine):
     )
     def make(self, num_queries, **study):
         self.study = make_study(self.store, num_queries, num_gold=3, lease_s=LEASE_S, **study)
+        return multiple(self.somebody(), self.somebody())
 
-    @precondition(lambda self: len(self.answers) < 3 and not self.is_stopped())
+    @precondition(lambda self: len(self.answers) < 4 and not self.is_stopped())
     @rule(target=people)
     def somebody_comes(self):
+        return self.somebody()
+
+    def somebody(self):
         person = join(self.store, self.study)
         self.answers[person], self.seen[person] = [], {}
         return person
@@ -139,9 +152,18 @@ class StudyMachine(RuleBasedStateMachine):
     @rule(person=people, which=st.integers(0, 100))
     def answer_anything_seen(self, person, which):
         """Out of order, late, or a second time."""
-        if not self.seen[person]:
-            return
-        assignment = list(self.seen[person].values())[which % len(self.seen[person])]
+        if self.seen[person]:
+            self.answer_or_be_refused(person, list(self.seen[person].values())[which % len(self.seen[person])])
+
+    @rule(slow=people, quick=people)
+    def answer_after_somebody_else_was_quicker(self, slow, quick):
+        held = self.remember(slow, self.store.work.desk(slow, 2)).assignments
+        self.clock.advance(1.1 * LEASE_S)
+        self.remember(quick, self.store.work.desk(quick, 4))
+        for assignment in held:
+            self.answer_or_be_refused(slow, assignment)
+
+    def answer_or_be_refused(self, person, assignment):
         before = self.stored()
         answer_id = f"{person}-{len(self.answers[person])}"
         try:
@@ -211,7 +233,7 @@ class StudyMachine(RuleBasedStateMachine):
             check_counts(self.store, self.study)
 
 
-@pytest.mark.parametrize(("backend", "num_examples"), [("sqlite", 15), ("postgres", 6)])
+@pytest.mark.parametrize(("backend", "num_examples"), [("sqlite", 40), ("postgres", 10)])
 def test_counts_are_right_whatever_people_do_in_whatever_order(backend, num_examples):
     run_machine(backend, num_examples, num_steps=25)
 
