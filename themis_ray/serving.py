@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.schema import LoggingConfig
 
 from themis_ray.labeling.app import create_app
 from themis_ray.labeling.clip_server import CLIPS_PATH, ClipApp
@@ -145,6 +146,8 @@ def labelling(settings: LabellingSettings) -> Application:
         max_ongoing_requests=settings.max_ongoing_requests,
         max_queued_requests=4 * settings.max_ongoing_requests,
         backpressure_config=BackpressureConfig(retry_after_s=RETRY_AFTER_S),
+        # A line for every request costs more than some requests; /metrics counts them by route.
+        logging_config=LoggingConfig(enable_access_log=False),
         # Replicas wait for the database most of the time; a share of a core each keeps Ray from counting them out.
         ray_actor_options={"num_cpus": 0.1},
         health_check_period_s=5.0,

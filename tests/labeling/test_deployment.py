@@ -128,8 +128,8 @@ def test_gold_pairs_are_right_by_reward(example: Path) -> None:
     from themis_ray.labeling.example import GOLD, PRACTICE, make_clips
 
     rewards = [clip.mean_reward for clip in make_clips(clips_folder(example))]
-    for left, right, choice in (*GOLD, *PRACTICE):
-        assert (rewards[left] > rewards[right]) == (choice == "left")
+    for left, right in (*GOLD, *PRACTICE):
+        assert (rewards[left] > rewards[right]) == (left > right)
         assert abs(rewards[left] - rewards[right]) > 1.0
 
 

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from themis_ray.feedback.studies import ClipName, Slug
 from themis_ray.labeling.signing import DAY_S, check_clip, clip_until, is_clip, sign_clip
+from themis_ray.wire import ClipName, Slug
 
 SECRET = b"s" * 32
 NAME = "0123456789abcdef0123456789abcdef.webm"

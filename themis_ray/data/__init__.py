@@ -5,7 +5,7 @@ from themis_ray.data.dataset import PreferenceDataset
 from themis_ray.data.episodes import EpisodeChunk, EpisodePool
 from themis_ray.data.evaluations import Demonstration, EvaluatedSegments, Evaluation, Rating, StepFeedback
 from themis_ray.data.pairs import LabelledPairs
-from themis_ray.data.preferences import Choice, Preference, left_probability
+from themis_ray.data.preferences import Choice, Preference, left_probability, mirrored
 from themis_ray.data.segments import Origin, Query, Segment
 
 __all__ = [
@@ -26,4 +26,5 @@ __all__ = [
     "StepFeedback",
     "Withdrawal",
     "left_probability",
+    "mirrored",
 ]

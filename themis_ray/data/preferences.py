@@ -43,6 +43,11 @@ def left_probability(choice: Choice, label_margin: float = 0.0) -> float | None:
             return None
 
 
+def mirrored(choice: Choice) -> Choice:
+    """Returns what a choice about (left, right) says about (right, left)."""
+    return {Choice.LEFT: Choice.RIGHT, Choice.RIGHT: Choice.LEFT}.get(choice, choice)
+
+
 @dataclass(frozen=True)
 class Preference:
     """One answered query: what was asked, what was chosen, by whom and when.

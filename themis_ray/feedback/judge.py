@@ -26,11 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from themis_ray.clips import Replayer, replay_order
-from themis_ray.data import Choice, Query, Segment
+from themis_ray.data import Choice, Query, Segment, mirrored
 from themis_ray.envs import EnvConfig
 from themis_ray.errors import DataError, TeacherError
 from themis_ray.feedback.chat_endpoint import CallBudget, ChatEndpoint, Message, Reply
-from themis_ray.feedback.teachers import RecentReturns, agreed, mirrored
+from themis_ray.feedback.teachers import RecentReturns, agreed
 
 __all__ = ["AnswerCache", "JudgeParameters", "JudgeTeacher", "read_choice"]
 

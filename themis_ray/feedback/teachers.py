@@ -25,7 +25,6 @@ __all__ = [
     "Teacher",
     "TeacherParameters",
     "agreed",
-    "mirrored",
 ]
 
 RATIONAL = -1.0
@@ -106,11 +105,6 @@ class Teacher(Protocol):
             feedback_session: Number of the feedback session, from 0.
         """
         ...
-
-
-def mirrored(choice: Choice) -> Choice:
-    """Returns what a choice about (left, right) says about (right, left)."""
-    return {Choice.LEFT: Choice.RIGHT, Choice.RIGHT: Choice.LEFT}.get(choice, choice)
 
 
 def agreed(first: Choice, second: Choice) -> Choice:

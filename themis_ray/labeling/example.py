@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from themis_ray.clips import write_clip
-from themis_ray.data import Choice
 from themis_ray.envs.display import prepare_drawing
 from themis_ray.labeling.clip_server import clip_path
 from themis_ray.labeling.store import LabelStore
@@ -28,9 +27,9 @@ ACTOR = "themis serve"
 NUM_FRAMES = 50
 CLIP_FPS = 15.0
 NUM_CLIPS = 12
-# Pairs of clips, numbered by how well the pole is held up, with the right answer where it is beyond doubt.
-PRACTICE = ((0, 11, Choice.RIGHT), (10, 1, Choice.LEFT))
-GOLD = ((11, 2, Choice.LEFT), (1, 9, Choice.RIGHT), (10, 0, Choice.LEFT))
+# Pairs of clips, numbered by how well the pole is held up, so far apart that the right answer is beyond doubt.
+PRACTICE = ((0, 11), (10, 1))
+GOLD = ((11, 2), (1, 9), (10, 0))
 
 CONFIG = StudyConfig(
     id=EXAMPLE_ID,
@@ -100,11 +99,18 @@ def make_queries(sides: list[NewSide], mean_rewards: list[float]) -> list[NewQue
     """Returns the practice and gold pairs, and ordinary ones of clips that are near each other."""
     about = {"env_id": ENV_ID}
     queries = [
-        NewQuery(
-            id=f"{kind}-{number}", kind=kind, left=sides[left], right=sides[right], gold_choice=choice, about=about
+        NewQuery.model_validate(
+            {
+                "id": f"{kind}-{number}",
+                "kind": kind,
+                "left": sides[left],
+                "right": sides[right],
+                "gold_choice": "left" if left > right else "right",
+                "about": about,
+            }
         )
         for kind, pairs in (("practice", PRACTICE), ("gold", GOLD))
-        for number, (left, right, choice) in enumerate(pairs)
+        for number, (left, right) in enumerate(pairs)
     ]
     near = [(left, left + step) for step in (1, 2, 3) for left in range(NUM_CLIPS - step)]
     for number, pair in enumerate(near):

@@ -25,7 +25,6 @@ __all__ = [
     "Share",
     "StudyReport",
     "TimesReport",
-    "annotator_weights",
     "study_report",
 ]
 
@@ -231,20 +230,6 @@ def study_report(
         annotators=_annotators(columns, study),
         arms=_arms(columns, study),
     )
-
-
-def annotator_weights(
-    answers: Sequence[StoredAnswer], study: StudyConfig, gold: Mapping[str, str] | None = None
-) -> dict[str, float]:
-    """Returns the weight of each person's answers in the loss of the reward model; 1 where nothing is known.
-
-    It is `quality.reward_weight` of the reliability, and 0 below the study's `min_gold_accuracy` after 5 gold pairs.
-    """
-    columns = _Columns.of(_counted(answers), gold or {})
-    people, rows = np.unique(columns.people, return_inverse=True)
-    values, _ = _reliabilities(columns, people)
-    hits, trials = _gold_counts(columns, rows, len(people))
-    return dict(zip(people.tolist(), _weights(values, hits, trials, study).tolist(), strict=True))
 
 
 def _counted(answers: Sequence[StoredAnswer]) -> list[StoredAnswer]:

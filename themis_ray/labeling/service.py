@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from themis_ray.labeling.report import StudyReport, annotator_weights, study_report
+from themis_ray.labeling.report import StudyReport, study_report
 from themis_ray.labeling.security import Signer
 from themis_ray.labeling.signing import clip_until, sign_clip
 from themis_ray.labeling.store import Assignment, Clip, Desk, LabelStore, StudyRow
@@ -133,6 +133,7 @@ class Service:
                 gold = self.store.studies.gold_choices(study_id)
                 waiting = self.store.studies.counts(study_id).num_waiting
                 report = study_report(answers, study.config, gold=gold, num_waiting=waiting)
-                weights = annotator_weights(answers, study.config, gold) if study.config.overlap > 1 else {}
+                known = {row.annotator_id: row.weight for row in report.annotators}
+                weights = known if study.config.overlap > 1 else {}
                 self._reports[study_id] = (time.monotonic(), report, weights)
         return report, weights

@@ -16,7 +16,7 @@ __all__ = ["CLIP_TYPES", "check_clip", "clip_until", "is_clip", "sign_clip"]
 
 DAY_S = 24 * 3600
 CLIP_TYPES = {"webm": "video/webm", "mp4": "video/mp4"}
-# The same as Slug and ClipName of themis_ray.feedback.studies, which is not imported: it brings torch along.
+# The same as Slug and ClipName of themis_ray.wire, whose import takes longer than this process needs to start.
 STUDY = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 CLIP_NAME = re.compile(r"[0-9a-f]{32}\.(webm|mp4)")
 UNTIL = re.compile(r"[0-9]{1,12}")

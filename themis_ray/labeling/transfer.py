@@ -27,7 +27,7 @@ def export_study(
         study_id: Of the study.
         path: As in `write_answers`.
         format_name: As in `write_answers`.
-        weights: Of people, by id, such as `annotator_weights` returns; None: 1 for everybody.
+        weights: Of people, by id, such as those of a study's report; None: 1 for everybody.
 
     Raises:
         NotFoundError: There is no such study.

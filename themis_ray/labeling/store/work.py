@@ -20,7 +20,7 @@ from typing import Any
 from sqlalchemy import Connection, Integer, and_, bindparam, exists, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from themis_ray.data import Choice
+from themis_ray.data import Choice, mirrored
 from themis_ray.labeling import tables
 from themis_ray.labeling.database import Database, repeated
 from themis_ray.labeling.store.draws import draw
@@ -45,7 +45,6 @@ MAX_SEED = 2**63 - 1
 ID_IS_TAKEN = "this answer_id is taken. Make a new UUID for every answer."
 NUM_TRIES = 8  # of a pick that others may take at the same moment, on Postgres
 _COPIED = ("rating", "reset_seed", "response_ms", "watched_ms", "num_replays", "speed", "overlay_ms")
-MIRRORED = {Choice.LEFT: Choice.RIGHT, Choice.RIGHT: Choice.LEFT}
 
 # Building a statement takes longer than running it, so those of every answer are built once.
 _QUERY, _ASSIGNMENT, _ANSWER, _PERSON = (
@@ -695,7 +694,7 @@ def _save(connection: Connection, annotator: Annotator) -> None:
 
 def _in_order_of_query(choice: Choice, *, is_flipped: bool) -> Choice:
     """Returns what a choice by the sides of the screen says about the query, and the other way round."""
-    return MIRRORED.get(choice, choice) if is_flipped else choice
+    return mirrored(choice) if is_flipped else choice
 
 
 def _check_kind(row: Any, new: NewAnswer) -> None:
@@ -714,13 +713,10 @@ def _check_kind(row: Any, new: NewAnswer) -> None:
 
 
 def _practice_feedback(row: Any, new: NewAnswer) -> str:
-    words = {
-        Choice.LEFT: "the left clip is better",
-        Choice.RIGHT: "the right clip is better",
-        Choice.EQUAL: "the clips are equally good",
-    }
     expected = _in_order_of_query(Choice(row.gold_choice), is_flipped=row.is_flipped)
-    return f"Yes: {words[expected]}." if new.choice is expected else f"We would say: {words[expected]}."
+    is_side = mirrored(expected) is not expected
+    text = f"the {expected} clip is better" if is_side else "the clips are equally good"
+    return f"Yes: {text}." if new.choice is expected else f"We would say: {text}."
 
 
 def _assignment(row: Any, query_id: str, assignment_id: str, is_flipped: bool, leased_until: float) -> Assignment:
