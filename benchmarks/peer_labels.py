@@ -75,7 +75,7 @@ async def closed_loop(asks: list[Ask], seconds: float) -> dict[str, Any]:
     await asyncio.gather(*map(loop, asks))
     times.sort()
     return {
-        "rps": len(times) / seconds,
+        "rps": len(times) / max(seconds, 1e-9),
         "p50_ms": quantile(times, 0.5),
         "p95_ms": quantile(times, 0.95),
         "p99_ms": quantile(times, 0.99),
