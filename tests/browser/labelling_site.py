@@ -23,7 +23,6 @@ from themis_ray.clips import write_clip
 from themis_ray.envs.display import prepare_drawing
 from themis_ray.labeling.app import create_app
 from themis_ray.labeling.clip_server import ClipApp
-from themis_ray.labeling.routes import demonstrations
 from themis_ray.labeling.service import Service, ServiceSettings
 from themis_ray.labeling.store import LabelStore
 from themis_ray.labeling.study import load_study
@@ -231,8 +230,6 @@ def serve(folder: Path, port: int = 0) -> Iterator[Site]:
         (clips / study.id).symlink_to(clips / "all")
     service = Service(store, ServiceSettings(SECRET, clips, clips_url, url))
     app = create_app(service)
-    if "/api/v1/demonstrations" not in app.openapi()["paths"]:
-        app.include_router(demonstrations.router, prefix="/api/v1")
     with _running(app, port), _running(ClipApp(clips, SECRET, [url]), clips_port):
         yield Site(url, service)
     store.close()

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from themis_ray.labeling.callers import AnyCaller
 from themis_ray.labeling.metrics import SecureHeaders, Timing
-from themis_ray.labeling.routes import annotator, dashboard, experimenter, exports, health, pages
+from themis_ray.labeling.routes import annotator, dashboard, demonstrations, experimenter, exports, health, pages
 from themis_ray.labeling.service import Service
 from themis_ray.labeling.store import StoreError
 from themis_ray.labeling.web.render import STATIC_FOLDER
@@ -68,6 +68,7 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     app.include_router(health.router, responses=ERRORS)
     app.include_router(annotator.router, prefix=API, responses=ERRORS)
+    app.include_router(demonstrations.router, prefix=API, responses=ERRORS)
     app.include_router(experimenter.router, prefix=API, responses=ERRORS)
     app.include_router(exports.router, prefix=API, responses=ERRORS)
     app.include_router(pages.router)
