@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import itertools
-import shutil
 import tempfile
 import threading
 import time
@@ -36,9 +35,9 @@ def make_url(backend: str, folder: Path) -> str:
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
     """A folder in memory where there is such a thing, for databases that are written very often."""
-    folder = Path(tempfile.mkdtemp(prefix="themis-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    shm = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="themis-store-", dir=shm if shm.is_dir() else None) as folder:
+        yield Path(folder)
 
 
 @contextmanager
@@ -46,8 +45,17 @@ def open_store(backend: str) -> Iterator[LabelStore]:
     """An empty store."""
     with temporary_folder() as folder:
         store = LabelStore(make_url(backend, folder))
-        yield store
-        store.close()
+        try:
+            yield store
+        finally:
+            store.close()
+
+
+def clear(store: LabelStore) -> None:
+    """Makes a store empty."""
+    with store.database.write() as connection:
+        for table in reversed(tables.metadata.sorted_tables):
+            connection.execute(table.delete())
 
 
 class Clock:
@@ -74,6 +82,22 @@ class Clock:
             yield self
 
 
+class Ids:
+    """In place of `secrets`: ids that are the same in every run."""
+
+    def __init__(self) -> None:
+        self.numbers = itertools.count()
+
+    def token_hex(self, num_bytes: int) -> str:
+        return f"{next(self.numbers):0{2 * num_bytes}x}"
+
+    @contextmanager
+    def used(self) -> Iterator["Ids"]:
+        """Gives these ids to people and assignments."""
+        with mock.patch.object(people, "secrets", self), mock.patch.object(work, "secrets", self):
+            yield self
+
+
 def new_query(name: str | int, **changes) -> NewQuery:
     """A query whose segments are called left-... and right-..., so that a test sees where they are shown."""
     left, right = (
@@ -83,9 +107,17 @@ def new_query(name: str | int, **changes) -> NewQuery:
     return NewQuery.model_validate({"id": f"q-{name}", "left": left, "right": right, **changes})
 
 
-def make_study(store: LabelStore, num_queries: int = 5, *, num_gold: int = 0, num_practice: int = 0, **settings) -> str:
+def make_study(
+    store: LabelStore,
+    num_queries: int = 5,
+    *,
+    num_gold: int = 0,
+    num_practice: int = 0,
+    study_id: str | None = None,
+    **settings,
+) -> str:
     """Makes a study with queries and returns its id. `num_practice` is both asked for and there."""
-    study_id = f"study-{next(_numbers)}-{uuid.uuid4().hex[:6]}"
+    study_id = study_id or f"study-{next(_numbers)}-{uuid.uuid4().hex[:6]}"
     config = StudyConfig(id=study_id, title="Walkers", num_practice=num_practice, **settings)
     store.studies.create(config, "tests")
     for name in CLIP_NAMES:

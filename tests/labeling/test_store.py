@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,11 @@ from hypothesis.stateful import (
 from label_stores import (
     BACKENDS,
     Clock,
+    Ids,
     answer,
     answer_all,
     check_counts,
+    clear,
     join,
     make_study,
     make_url,
@@ -95,14 +98,14 @@ class StudyMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.clock = Clock()
-        self.used = self.clock.used()
-        self.used.__enter__()
+        self.clock, self.patches = Clock(), ExitStack()
+        self.patches.enter_context(self.clock.used())
+        self.patches.enter_context(Ids().used())
         self.answers: dict[str, list[str]] = {}
         self.seen: dict[str, dict] = {}
 
     def teardown(self):
-        self.used.__exit__(None, None, None)
+        self.patches.close()
 
     @initialize(
         target=people,
@@ -115,7 +118,9 @@ class StudyMachine(RuleBasedStateMachine):
         max_answers=st.sampled_from([None, None, 6]),
     )
     def make(self, num_queries, **study):
-        self.study = make_study(self.store, num_queries, num_gold=3, lease_s=LEASE_S, **study)
+        clear(self.store)
+        self.store.work._next_expiry.clear()
+        self.study = make_study(self.store, num_queries, num_gold=3, lease_s=LEASE_S, study_id="machine", **study)
         return multiple(self.somebody(), self.somebody())
 
     @precondition(lambda self: len(self.answers) < 4 and not self.is_stopped())

@@ -148,8 +148,8 @@ _RENEW = {
         or_(_ASSIGNMENT.repeat == 1, _QUERY.kind == "gold", _QUERY.num_taken < _QUERY.overlap),
     ).with_for_update(skip_locked=True, key_share=True, of=(tables.assignment, tables.query)),
 }
-_FIRST_HELD = select(func.min(_ASSIGNMENT.number)).where(
-    _ASSIGNMENT.annotator_id == bindparam("annotator_id"), _ASSIGNMENT.state == "leased"
+_FIRST_OPEN = select(func.min(_ASSIGNMENT.number)).where(
+    _ASSIGNMENT.annotator_id == bindparam("annotator_id"), _ASSIGNMENT.state.in_(("leased", "expired"))
 )
 _OPEN_PRACTICE = (
     select(_ASSIGNMENT.id)
@@ -358,7 +358,7 @@ class Work:
             if annotator.study.status == "stopped":
                 raise ConflictError("the study has ended. Thank you.")
             row = self._find(connection, annotator, answer.assignment_id)
-            first = connection.execute(_FIRST_HELD, {"annotator_id": annotator_id}).scalar_one()
+            first = connection.execute(_FIRST_OPEN, {"annotator_id": annotator_id}).scalar_one()
             if first is not None and first < row.number:
                 connection.execute(update(tables.assignment).where(_ASSIGNMENT.id == row.id).values(number=first - 1))
             lease = time.time() + annotator.study.config.lease_s
