@@ -210,6 +210,9 @@ def test_more_can_be_asked_for(lab):
     assert extended["num_waiting"] == 2
     assert len(work_through(lab.annotator())) == 2
     assert admin.post("/api/v1/studies/cart/extend", json={"overlap": 1}).status_code == 422
+    as_it_was = {"id": "cart", "title": "Carts", "queries_per_annotator": 2}
+    assert admin.post("/api/v1/studies", json=as_it_was).json()["settings"]["overlap"] == 2
+    assert admin.post("/api/v1/studies", json=as_it_was | {"title": "Boats"}).status_code == 409
 
 
 def test_bad_answers_are_refused_in_one_line(lab):

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_MS = 20_000
-POOL_SIZE = 16
+POOL_SIZE = 8
 # Any number that no other program takes: replicas that start together migrate one after another.
 MIGRATION_LOCK, ANSWER_LOCK = 7_461_001, 7_461_002
 DRIVERS = ("sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg")

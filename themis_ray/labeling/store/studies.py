@@ -67,6 +67,7 @@ class Activity:
     last_answered_at: float | None
 
 
+EXTENDABLE = ("overlap", "queries_per_annotator")
 MAX_PARSED = 256
 MAX_NAMES_PER_SELECT = 10_000  # SQLite takes 32766 values in a statement
 _parsed: dict[str, StudyConfig] = {}
@@ -109,7 +110,7 @@ class Studies:
         self._database = database
 
     def create(self, config: StudyConfig, actor: str) -> StudyRow:
-        """Makes a study, which runs at once. The same study again changes nothing.
+        """Makes a study, which runs at once. The same study again changes nothing, though it was extended since.
 
         Raises:
             ConflictError: Another study has this id.
@@ -126,7 +127,7 @@ class Studies:
             study = read_study(connection, config.id)
             if is_new:
                 write_audit(connection, actor, "study.create", config.id, {"title": config.title})
-            elif study.config != config:
+            elif not _is_same(study.config, config):
                 raise ConflictError(
                     f"there is a study {config.id!r} with other settings. Choose another id; a study that people "
                     "have seen keeps its settings."
@@ -368,6 +369,12 @@ class Studies:
         dialect = sqlite if self._database.is_sqlite else postgresql
         statement = dialect.insert(table).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
         return connection.execute(statement, rows).rowcount
+
+
+def _is_same(known: StudyConfig, given: StudyConfig) -> bool:
+    """Whether a study is the given one, extended or as it was."""
+    extended = {name: max(getattr(known, name), getattr(given, name)) for name in EXTENDABLE}
+    return known == given.model_copy(update=extended)
 
 
 def _check_queries(connection: Connection, study: StudyRow, queries: Sequence[NewQuery]) -> None:
