@@ -4,8 +4,6 @@
 import this module, and with it nothing of training.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any
@@ -122,6 +120,8 @@ class LabellingReplica:
 
 def labelling(settings: LabellingSettings) -> Application:
     """Returns the application, to be run by Ray Serve.
+
+    Serve makes the settings from `args` of a YAML by the annotation, which therefore must not be a string.
 
     Args:
         settings: With a fixed number of replicas, or bounds between which their number follows the load.
