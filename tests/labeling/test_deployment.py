@@ -55,6 +55,13 @@ def test_the_shipped_settings_make_an_application() -> None:
     assert (scaling.min_replicas, scaling.max_replicas) == (settings.min_replicas, settings.max_replicas)
 
 
+def test_serve_makes_settings_of_the_arguments_of_a_file() -> None:
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+
+    application = call_user_app_builder_with_args_if_necessary(labelling, shipped()["applications"][0]["args"])
+    assert application._bound_deployment.init_args == (LabellingSettings(max_replicas=4),)
+
+
 def test_a_fixed_number_of_replicas_and_what_happens_when_too_many_ask() -> None:
     config = labelling(LabellingSettings(num_replicas=3, max_ongoing_requests=50))._bound_deployment._deployment_config
     assert config.num_replicas == 3
