@@ -5,6 +5,7 @@ import concurrent.futures
 import pytest
 from conftest import CLIP_BYTES, answer, clip_name, new_query
 
+from themis_ray.labeling import tables
 from themis_ray.labeling.clip_server import clip_path
 from themis_ray.labeling.signing import check_clip
 
@@ -213,6 +214,15 @@ def test_more_can_be_asked_for(lab):
     as_it_was = {"id": "cart", "title": "Carts", "queries_per_annotator": 2}
     assert admin.post("/api/v1/studies", json=as_it_was).json()["settings"]["overlap"] == 2
     assert admin.post("/api/v1/studies", json=as_it_was | {"title": "Boats"}).status_code == 409
+
+
+def test_a_study_of_an_older_version_is_read_without_what_is_gone(lab):
+    lab.study()
+    with lab.service.store.database.write() as connection:
+        settings = connection.execute(tables.study.select()).one().settings
+        older = settings[:-1] + ', "is_gone": 1}'
+        connection.execute(tables.study.update().values(settings=older))
+    assert lab.service.store.studies.get("cart").config.title == "Carts"
 
 
 def test_bad_answers_are_refused_in_one_line(lab):

@@ -94,12 +94,12 @@ def to_study(row: Any) -> StudyRow:
 def make_study(
     study_id: str, settings: str, revision: int, status: Status, created_at: float, stopped_at: float | None
 ) -> StudyRow:
-    """Returns a study; settings that have not changed are parsed once."""
+    """Returns a study; settings that have not changed are parsed once, those of older versions are passed over."""
     config = _parsed.get(settings)
     if config is None:
         if len(_parsed) >= MAX_PARSED:
             _parsed.clear()
-        config = _parsed[settings] = StudyConfig.model_validate_json(settings)
+        config = _parsed[settings] = StudyConfig.model_validate_json(settings, extra="ignore")
     return StudyRow(study_id, config, revision, status, created_at, stopped_at)
 
 
