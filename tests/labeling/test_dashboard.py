@@ -387,3 +387,25 @@ def test_people_are_active_for_five_minutes():
         make_answer(2, person="a2", answered_at=now - timedelta(minutes=6)),
     ]
     assert dashboard._num_active(study_report(answers, StudyConfig(id="s", title="S"))) == 1
+
+
+def test_a_study_is_made_on_the_page_of_all_studies(board):
+    person = board.member("experimenter")
+    assert "name: settings" not in person.get("/studies").text
+    made = post(person, "/studies", settings="id: walk\ntitle: Who walks better?\noverlap: 2")
+    assert made.headers["location"] == "/studies/walk"
+    assert "Who walks better?" in person.get("/studies/walk").text
+    wrong = post(person, "/studies", settings="id: walk")
+    assert wrong.status_code == 422
+    assert "title" in wrong.text
+    assert "What was done" not in person.get("/studies").text
+
+
+def test_an_admin_lets_people_in_and_sees_what_was_done(board):
+    admin, person = board.member(), board.member("experimenter")
+    shown = post(admin, "/members/invitations", role="experimenter", days="2")
+    assert "http://testserver/join/" in shown.text
+    assert "valid for 2 days" in shown.text
+    assert "invite.experimenter" in admin.get("/studies").text
+    assert post(person, "/members/invitations", role="admin", days="2").status_code == 403
+    assert post(admin, "/members/invitations", role="annotator", days="2").status_code in (404, 422)

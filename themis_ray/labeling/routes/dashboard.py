@@ -16,7 +16,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
-from themis_ray.errors import lookup
+from themis_ray.errors import ConfigError, lookup
 from themis_ray.labeling.callers import (
     Caller,
     ServiceOf,
@@ -28,12 +28,19 @@ from themis_ray.labeling.callers import (
 from themis_ray.labeling.charts import study_charts
 from themis_ray.labeling.notify import webhook_key
 from themis_ray.labeling.report import AnnotatorReport, StudyReport
-from themis_ray.labeling.routes.experimenter import InvitationRequest, invite, query_view
+from themis_ray.labeling.routes.experimenter import (
+    AdminInvitationRequest,
+    InvitationRequest,
+    invite,
+    invite_member,
+    query_view,
+)
 from themis_ray.labeling.routes.pages import PageRoute, SentForm
 from themis_ray.labeling.security import SESSION_COOKIE
 from themis_ray.labeling.service import Service
-from themis_ray.labeling.store import Member, NotFoundError, StudyRow, TokenRow, WrongError
+from themis_ray.labeling.store import ForbiddenError, Member, NotFoundError, StudyRow, TokenRow, WrongError
 from themis_ray.labeling.store.browse import SHOWN, Browse
+from themis_ray.labeling.study import load_study
 from themis_ray.labeling.web import page_renderer
 from themis_ray.wire import StoredAnswer
 
@@ -46,7 +53,19 @@ MAX_PEOPLE = 200
 QUERIES_PER_PAGE = 50
 MAX_ANSWERS_SHOWN = 1000
 MAX_TOKEN_NAME = 64
+MAX_ACTS = 50
 DAY_S = 86_400
+EXAMPLE_SETTINGS = """\
+id: my-study
+title: How should the cheetah run?
+question: Which cheetah runs better?
+instructions: Choose the clip in which it moves forward better.
+consent:
+  version: "1"
+  text: We store your choices under a random number. You may stop at any time.
+queries_per_annotator: 20
+overlap: 3
+"""
 NOT_STORED = {"Cache-Control": "no-store"}
 
 
@@ -151,9 +170,7 @@ SentVisit = Annotated[Visit, Depends(_sent_visit)]
 @router.get("/studies")
 def list_studies(visit: VisitOf) -> Response:
     """The studies that the member may see, the newest first."""
-    store = visit.service.store
-    rows = [row for row in store.studies.all() if visit.member.may_see(row.id)]
-    return visit.page("dashboard_studies.html", studies=[_summary(visit.service, row) for row in rows])
+    return _studies_page(visit)
 
 
 @router.get("/studies/{study}")
@@ -210,6 +227,31 @@ def show_query(visit: VisitOf, study: str, query_id: str) -> Response:
 
 
 # ---------------------------------------------------------------- what can be done
+
+
+@router.post("/studies")
+def create_study(visit: SentVisit, form: SentForm) -> Response:
+    """Makes a study of the settings in the form."""
+    try:
+        config = load_study(form["settings"])
+    except ConfigError as error:
+        raise WrongError(str(error)) from error
+    visit.service.store.studies.create(config, visit.member.id)
+    visit.service.store.access.add_to_study(visit.member.id, config.id)
+    return visit.go(f"/studies/{quote(config.id)}")
+
+
+@router.post("/members/invitations")
+def make_member_invitation(visit: SentVisit, form: SentForm) -> Response:
+    """Makes a link for another admin or an experimenter, and shows it."""
+    role = _known("role", form["role"], {"experimenter": "experimenter", "admin": "admin"})
+    days = _number(form["days"], "days", 1, 365)
+    if visit.member.role != "admin":
+        raise ForbiddenError("only an admin may do this.")
+    request = AdminInvitationRequest.model_validate({"role": role, "valid_s": days * DAY_S})
+    url = invite_member(visit.service, Caller(visit.member.id, visit.member, None), request).url
+    about = f"It works once; valid for {days} {'day' if days == 1 else 'days'}."
+    return _studies_page(visit, Secret(f"A link for one {role}.", about, url))
 
 
 @router.post("/studies/{study}/status")
@@ -282,6 +324,24 @@ def sign_out(visit: SentVisit) -> Response:
 
 
 # ---------------------------------------------------------------- what is shown
+
+
+def _studies_page(visit: Visit, secret: Secret | None = None) -> Response:
+    store, is_admin = visit.service.store, visit.member.role == "admin"
+    rows = [row for row in store.studies.all() if visit.member.may_see(row.id)]
+    return visit.page(
+        "dashboard_studies.html",
+        studies=[_summary(visit.service, row) for row in rows],
+        secret=secret,
+        example=EXAMPLE_SETTINGS,
+        is_admin=is_admin,
+        acts=[_act(row) for row in store.access.audit(limit=MAX_ACTS)] if is_admin else [],
+    )
+
+
+def _act(row: Any) -> dict[str, object]:
+    happened_at = datetime.fromtimestamp(row.happened_at, UTC)
+    return {"happened_at": happened_at, "actor": row.actor, "act": row.act, "study": row.study_id}
 
 
 def _study_page(visit: Visit, study_id: str, sort: str = "answers", secret: Secret | None = None) -> Response:
