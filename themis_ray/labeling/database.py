@@ -30,6 +30,7 @@ T = TypeVar("T")
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_MS = 20_000
 POOL_SIZE = 8
+WAL_TRIES, WAL_PAUSE_S = 200, 0.02
 # Any number that no other program takes: replicas that start together migrate one after another.
 MIGRATION_LOCK, ANSWER_LOCK = 7_461_001, 7_461_002
 DRIVERS = ("sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg")
@@ -155,6 +156,20 @@ def _without_password(url: str) -> str:
     return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
+def _write_ahead(cursor: Any) -> None:
+    """Turns the write-ahead log on. Of two processes that do so to a new file at once, SQLite lets neither wait."""
+    for _ in range(WAL_TRIES):
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            time.sleep(WAL_PAUSE_S)
+        else:
+            return
+    cursor.execute("PRAGMA journal_mode=WAL")
+
+
 def _sqlite_engine(url: Any) -> Engine:
     if url.database in (None, "", ":memory:"):
         raise ConfigError("database_url names no file. Give sqlite:///FILE; a database in memory would lose answers.")
@@ -164,8 +179,10 @@ def _sqlite_engine(url: Any) -> Engine:
     def _prepare(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # BEGIN is sent by `_begin`
         cursor = connection.cursor()
-        for pragma in (f"busy_timeout={BUSY_TIMEOUT_MS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
+        cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+        _write_ahead(cursor)
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 
     @event.listens_for(engine, "begin")

@@ -153,6 +153,7 @@ class Truths:
         self._client = client
         self._study = study
         self._pairs: dict[tuple[str, str], Rewards] = {}
+        self._known: set[tuple[str, str]] = set()  # with or without rewards
         self._read_at = -REFRESH_S
         self._lock = asyncio.Lock()
         self._returns: NDArray[np.float64] = np.empty(0)
@@ -160,13 +161,13 @@ class Truths:
 
     async def rewards(self, left: str, right: str) -> Rewards:
         """Returns the rewards of two clips, (2, L)."""
-        while (left, right) not in self._pairs and self._client is not None:
+        asked_at = time.monotonic()
+        while (left, right) not in self._known and self._client is not None:
             async with self._lock:
-                if (left, right) in self._pairs:
+                if (left, right) in self._known or self._read_at >= asked_at:
                     break
+                await asyncio.sleep(self._read_at + REFRESH_S - time.monotonic())
                 began = time.monotonic()
-                if began - self._read_at < REFRESH_S:
-                    break  # just read, and it is not there: this query has no rewards
                 await asyncio.to_thread(self._read, self._client)
                 self._read_at = began
         return self._pairs.get((left, right), np.array([[draw(left)], [draw(right)]]))
@@ -174,10 +175,11 @@ class Truths:
     def _read(self, client: StudyClient) -> None:
         for row in client.queries(self._study):
             rewards = row["about"].get("true_rewards")
+            left, right = (row[side]["clip"] for side in ("left", "right" if row["right"] else "left"))
+            self._known |= {(left, right), (right, left)}
             if rewards is None or row["right"] is None:
                 continue
             pair = np.asarray(rewards, np.float64)
-            left, right = row["left"]["clip"], row["right"]["clip"]
             self._pairs[left, right], self._pairs[right, left] = pair, pair[::-1]
         if self._pairs:
             self._returns = np.array([pair.sum(axis=1) for pair in self._pairs.values()])
