@@ -8,21 +8,27 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
 from postgres_server import make_database
-from sqlalchemy import select
+from sqlalchemy import Row, Table, select
 
 from themis_ray.data import Choice
 from themis_ray.labeling import tables
-from themis_ray.labeling.store import Assignment, LabelStore, Receipt, access, people, studies, work
+from themis_ray.labeling.store import Assignment, LabelStore, Receipt, access, answering, assigning, people, studies
 from themis_ray.labeling.study import StudyConfig
 from themis_ray.wire import NewAnswer, NewQuery
 
 BACKENDS = ("sqlite", "postgres")
+LEASE_S = 60.0
+QUESTIONS = [
+    {"kind": "choice", "id": "age", "text": "Of age?", "options": ["yes", "no"], "screens_out": ["no"]},
+    {"kind": "scale", "id": "games", "text": "How often?", "low": 1, "high": 5},
+    {"kind": "text", "id": "words", "text": "Anything else?", "max_length": 10},
+]
 CLIP_NAMES = [hashlib.md5(str(number).encode()).hexdigest() + ".webm" for number in range(2)]
 _numbers = itertools.count()
 
@@ -75,9 +81,10 @@ class Clock:
         """Gives this clock to the whole store."""
         with (
             mock.patch.object(access, "time", self),
+            mock.patch.object(answering, "time", self),
+            mock.patch.object(assigning, "time", self),
             mock.patch.object(people, "time", self),
             mock.patch.object(studies, "time", self),
-            mock.patch.object(work, "time", self),
         ):
             yield self
 
@@ -94,7 +101,7 @@ class Ids:
     @contextmanager
     def used(self) -> Iterator["Ids"]:
         """Gives these ids to people and assignments."""
-        with mock.patch.object(people, "secrets", self), mock.patch.object(work, "secrets", self):
+        with mock.patch.object(people, "secrets", self), mock.patch.object(assigning, "secrets", self):
             yield self
 
 
@@ -176,6 +183,12 @@ def answer_all(store: LabelStore, person: str, *, count: int = 3, limit: int = 1
         answer_ids.append(str(uuid.uuid4()))
         desk = answer(store, person, desk.assignments[0], answer_id=answer_ids[-1], count=count).desk
     return answer_ids
+
+
+def rows_of(store: LabelStore, table: Table, **values) -> Sequence[Row]:
+    """Returns the rows of a table that have these values."""
+    with store.database.read() as connection:
+        return connection.execute(select(table).where(*(table.c[name] == values[name] for name in values))).all()
 
 
 def check_counts(store: LabelStore, study_id: str) -> None:

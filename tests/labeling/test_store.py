@@ -21,6 +21,7 @@ from hypothesis.stateful import (
 )
 from label_stores import (
     BACKENDS,
+    LEASE_S,
     Clock,
     Ids,
     answer,
@@ -36,10 +37,9 @@ from label_stores import (
 )
 
 from themis_ray.data import Choice
-from themis_ray.labeling.store import ConflictError, LabelStore, LateError, NotFoundError
+from themis_ray.labeling.store import ConflictError, LabelStore, LateError, NotFoundError, Work
 
 TESTS = Path(__file__).parents[1]
-LEASE_S = 60.0
 
 
 def start(call: str, *arguments: object) -> subprocess.Popen:
@@ -119,7 +119,7 @@ class StudyMachine(RuleBasedStateMachine):
     )
     def make(self, num_queries, **study):
         clear(self.store)
-        self.store.work._next_expiry.clear()
+        self.store.work = Work(self.store.database)  # which has not looked for leases that ran out yet
         self.study = make_study(self.store, num_queries, num_gold=3, lease_s=LEASE_S, study_id="machine", **study)
         return multiple(self.somebody(), self.somebody())
 

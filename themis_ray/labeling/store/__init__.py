@@ -2,6 +2,8 @@
 
 from themis_ray.labeling.database import Database
 from themis_ray.labeling.store.access import Access, Member, Role, TokenRow
+from themis_ray.labeling.store.assigning import Assignment, Clip, Desk
+from themis_ray.labeling.store.collecting import Answers
 from themis_ray.labeling.store.errors import (
     ConflictError,
     ForbiddenError,
@@ -13,7 +15,7 @@ from themis_ray.labeling.store.errors import (
 )
 from themis_ray.labeling.store.people import Annotator, Completion, People
 from themis_ray.labeling.store.studies import Status, Studies, StudyCounts, StudyRow
-from themis_ray.labeling.store.work import Answers, Assignment, Clip, Desk, Receipt, Work
+from themis_ray.labeling.store.work import Receipt, Work
 
 __all__ = [
     "Access",
