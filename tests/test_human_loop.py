@@ -15,7 +15,8 @@ from live_service import live_service
 
 from themis_ray.data import PreferenceDataset
 from themis_ray.feedback.study_client import StudyClient
-from themis_ray.labeling.simulate import Truths, read_simulation, simulate
+from themis_ray.labeling.simulate import read_simulation, simulate
+from themis_ray.labeling.truths import Truths
 
 SETTINGS = [
     "env.id=Pendulum-v1",

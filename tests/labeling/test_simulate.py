@@ -11,7 +11,8 @@ from themis_ray.clips import write_clip
 from themis_ray.data import Choice
 from themis_ray.errors import ConfigError
 from themis_ray.feedback import TEACHERS
-from themis_ray.labeling.simulate import Truths, read_simulation, simulate
+from themis_ray.labeling.simulate import read_simulation, simulate
+from themis_ray.labeling.truths import Truths
 from themis_ray.wire import NewQuery, NewSide
 
 CONSENT = {"version": "1", "text": "You agree to **compare** clips."}

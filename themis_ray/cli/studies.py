@@ -283,7 +283,9 @@ def simulate_annotators(
     del debug
     parameters: TeacherParameters = lookup("teacher", teacher, TEACHERS)
     # Takes long to import, like everything of the service.
-    from themis_ray.labeling.simulate import SimulationResult, Truths, read_simulation, simulate
+    from themis_ray.labeling.simulate import read_simulation, simulate
+    from themis_ray.labeling.simulated_annotator import SimulationResult
+    from themis_ray.labeling.truths import Truths
 
     with connect(url, token, token_env) as client, progress_bar(Console(stderr=True)) as progress:
         plan = read_simulation(
