@@ -2,6 +2,7 @@
 
 from themis_ray.envs.actions import action_names
 from themis_ray.envs.families import FAMILIES, Family, find_family
+from themis_ray.envs.names import observation_names
 from themis_ray.envs.observations import (
     ImagePart,
     MixedBox,
@@ -33,5 +34,6 @@ __all__ = [
     "installed_families",
     "list_envs",
     "make_env",
+    "observation_names",
     "observation_scale",
 ]

@@ -5,6 +5,7 @@ from typing import Any
 
 from gymnasium import spaces
 
+from themis_ray.envs.mujoco_names import actuator_names
 from themis_ray.envs.wrappers import AnyEnv
 
 __all__ = ["action_names"]
@@ -26,16 +27,19 @@ HIGHWAY_ACTIONS = ("lane left", "idle", "lane right", "faster", "slower")
 
 
 def action_names(env: AnyEnv, env_id: str, family: str) -> tuple[str, ...] | None:
-    """Returns the names of the actions of a Discrete space, None where they are not known.
+    """Returns the names of the actions of a Discrete space, of the motors of a MuJoCo body, None where not known.
 
     Args:
         env: Made by `make_env`.
         env_id: Its id.
         family: Name of its family.
     """
+    inner: Any = env.unwrapped
+    if isinstance(env.action_space, spaces.Box) and family == "mujoco" and "model" in vars(inner):
+        motors = actuator_names(inner.model)
+        return motors if env.action_space.shape == (len(motors),) else None
     if not isinstance(env.action_space, spaces.Discrete):
         return None
-    inner: Any = env.unwrapped
     names: tuple[str, ...] | None = ACTION_NAMES.get(re.sub(r"-v\d+$", "", env_id.rpartition(":")[2]))
     if family == "atari":
         names = tuple(inner.get_action_meanings())
