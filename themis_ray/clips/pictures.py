@@ -18,7 +18,17 @@ from PIL import Image, ImageDraw, ImageFont
 
 from themis_ray.errors import ConfigError, DataError
 
-__all__ = ["checked_frames", "draw_actions", "draw_caption", "side_by_side", "upscale"]
+__all__ = [
+    "blank",
+    "checked_frames",
+    "draw_actions",
+    "draw_caption",
+    "load_font",
+    "side_by_side",
+    "text_scale",
+    "upscale",
+    "write_text",
+]
 
 AnyArray = NDArray[Any]
 Frames = NDArray[np.uint8]
@@ -98,7 +108,7 @@ def side_by_side(left: Frames, right: Frames, *, gap: int = 8) -> Frames:
         raise ConfigError(f"gap {gap} is negative. Give the number of pixels between left and right, 0 or more.")
     sides = [checked_frames(left), checked_frames(right)]
     length, height, _, _ = np.max([side.shape for side in sides], axis=0)
-    joined = _blank(height, left.shape[2] + gap + right.shape[2], length)
+    joined = blank(height, left.shape[2] + gap + right.shape[2], length)
     for side, start in zip(sides, (0, left.shape[2] + gap), strict=True):
         top = (height - side.shape[1]) // 2
         steps = np.minimum(np.arange(length), len(side) - 1)
@@ -114,10 +124,10 @@ def draw_caption(frames: Frames, text: str) -> Frames:
     Raises:
         DataError: The frames have another dtype or shape, or there is none.
     """
-    scale = _scale(checked_frames(frames))
-    strip = Image.fromarray(_blank(round(CAPTION_HEIGHT * scale), frames.shape[2])[0])
+    scale = text_scale(checked_frames(frames))
+    strip = Image.fromarray(blank(round(CAPTION_HEIGHT * scale), frames.shape[2])[0])
     room = strip.width - 2 * MARGIN * scale
-    _write(strip, " ".join(text.split()), (MARGIN * scale, strip.height / 2), CAPTION_SIZE * scale, room)
+    write_text(strip, " ".join(text.split()), (MARGIN * scale, strip.height / 2), CAPTION_SIZE * scale, room)
     strips = np.broadcast_to(np.asarray(strip), (len(frames), strip.height, strip.width, 3))
     return np.concatenate([strips, frames], axis=1)
 
@@ -149,7 +159,7 @@ def draw_actions(
             or an action is not in the space's range or not finite.
         ConfigError: Actions of such a space cannot be drawn, or there are more or fewer names than needed.
     """
-    scale, width = _scale(checked_frames(frames)), frames.shape[2]
+    scale, width = text_scale(checked_frames(frames)), frames.shape[2]
     values = _checked_actions(np.asarray(actions), action_space, len(frames))
     if isinstance(action_space, spaces.Discrete):
         strips = _discrete_strips(values[:, 0], int(action_space.n), names, width, scale)
@@ -201,13 +211,13 @@ def _discrete_strips(
 def _discrete_strip(action: int, names: Sequence[str], width: int, scale: float) -> Frames:
     """Returns the strip of one action, (H, W, 3): its name over a row of ticks."""
     tick_height, name_height = round(TICK_HEIGHT * scale), round(NAME_HEIGHT * scale)
-    strip = _blank(name_height + tick_height, width)[0]
+    strip = blank(name_height + tick_height, width)[0]
     edges = np.linspace(0, width, len(names) + 1).round().astype(int)
     space = 1 if width >= 4 * len(names) else 0
     for number, (start, stop) in enumerate(itertools.pairwise(edges)):
         strip[name_height:, start : stop - space] = PRESSED if number == action else CELL
     image = Image.fromarray(strip)
-    _write(image, names[action], (MARGIN * scale, name_height / 2), NAME_SIZE * scale, width - 2 * MARGIN * scale)
+    write_text(image, names[action], (MARGIN * scale, name_height / 2), NAME_SIZE * scale, width - 2 * MARGIN * scale)
     return np.asarray(image)
 
 
@@ -224,13 +234,13 @@ def _cell_strip(action: AnyArray, names: Sequence[str] | None, width: int, scale
     texts += [note] if note else []
     num_columns = min(len(texts), MAX_CELLS_PER_ROW)
     row_height = NAME_HEIGHT * scale
-    image = Image.fromarray(_blank(round(row_height * math.ceil(len(texts) / num_columns)), width)[0])
+    image = Image.fromarray(blank(round(row_height * math.ceil(len(texts) / num_columns)), width)[0])
     draw, cell_width = ImageDraw.Draw(image), width / num_columns
     for number, text in enumerate(texts):
         left, top = number % num_columns * cell_width, number // num_columns * row_height
         draw.rectangle((left + scale, top + scale, left + cell_width - 2 * scale, top + row_height - 2 * scale), CELL)
         centre = (left + cell_width / 2, top + row_height / 2)
-        _write(image, text, centre, NAME_SIZE * scale, cell_width - 5 * scale, anchor="mm")
+        write_text(image, text, centre, NAME_SIZE * scale, cell_width - 5 * scale, anchor="mm")
     return np.asarray(image)
 
 
@@ -246,13 +256,13 @@ def _bar_strips(
     column_width = width / num_columns
     label_width = _label_width(labels[:num_drawn], column_width, scale)
     half_margin, bar_height = MARGIN * scale / 2, round(BAR_HEIGHT * scale)
-    image = Image.fromarray(_blank(round(num_rows * ROW_HEIGHT * scale + 2 * half_margin), width)[0])
+    image = Image.fromarray(blank(round(num_rows * ROW_HEIGHT * scale + 2 * half_margin), width)[0])
     places = []
     for number, label in enumerate(labels):
         left = number // num_rows * column_width + MARGIN * scale
         middle = half_margin + (number % num_rows + 0.5) * ROW_HEIGHT * scale
         room = column_width - MARGIN * scale if number >= num_drawn else label_width
-        _write(image, label, (left, middle), ROW_SIZE * scale, room, colour=FAINT_TEXT)
+        write_text(image, label, (left, middle), ROW_SIZE * scale, room, colour=FAINT_TEXT)
         start, stop = round(left + label_width), round(left + column_width - 2 * MARGIN * scale)
         places.append((round(middle - bar_height / 2), start, max(stop, start + 1)))
     strips = np.repeat(np.asarray(image)[None], len(values), axis=0)
@@ -278,7 +288,7 @@ def _bars(values: AnyArray, low: float, high: float, width: int) -> Frames:
 
 
 def _label_width(labels: Sequence[str], column_width: float, scale: float) -> float:
-    font = _font(round(ROW_SIZE * scale))
+    font = load_font(round(ROW_SIZE * scale))
     longest: float = max(font.getlength(label) for label in labels)
     return min(longest + 5 * scale, MAX_LABEL_SHARE * column_width)
 
@@ -297,7 +307,7 @@ def _checked_names(names: Sequence[str] | None, count: int) -> list[str] | None:
     return None if names is None else list(names)
 
 
-def _write(
+def write_text(
     image: Image.Image,
     text: str,
     place: tuple[float, float],
@@ -307,10 +317,20 @@ def _write(
     colour: Colour = TEXT,
     anchor: str = "lm",
 ) -> None:
-    """Writes a line of text that fits into `room` pixels: as large as `size`, else smaller, else cut."""
-    font = _font(round(size))
+    """Writes a line of text that fits into `room` pixels: as large as `size`, else smaller, else cut.
+
+    Args:
+        image: What is written to.
+        text: One line.
+        place: (x, y) of the anchor in pixels.
+        size: Of the font, in pixels.
+        room: Most pixels of width.
+        colour: Of the letters.
+        anchor: Pillow's: "lm" is the middle of the left edge.
+    """
+    font = load_font(round(size))
     while font.getlength(text) > room and font.size > MIN_TEXT_SIZE:
-        font = _font(int(font.size) - 1)
+        font = load_font(int(font.size) - 1)
     is_cut = font.getlength(text) > room
     while is_cut and text and font.getlength(f"{text}...") > room:
         text = text[:-1]
@@ -319,16 +339,19 @@ def _write(
 
 
 @lru_cache(maxsize=64)
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def load_font(size: int) -> ImageFont.FreeTypeFont:
+    """Returns Pillow's own font, `size` pixels high and 9 at least."""
     font = ImageFont.load_default(max(size, MIN_TEXT_SIZE))
     assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
     return font
 
 
-def _scale(frames: Frames) -> float:
+def text_scale(frames: Frames) -> float:
+    """Returns what sizes in pixels are multiplied by: 1 up to 256 pixels of width, and more for wider frames."""
     width: int = frames.shape[2]
     return max(1.0, width / REFERENCE_WIDTH)
 
 
-def _blank(height: int, width: int, length: int = 1) -> Frames:
+def blank(height: int, width: int, length: int = 1) -> Frames:
+    """Returns frames with nothing on them, (length, height, width, 3)."""
     return np.broadcast_to(np.array(BACKGROUND, np.uint8), (length, height, width, 3)).copy()
