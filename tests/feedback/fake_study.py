@@ -78,7 +78,9 @@ class FakeStudy:
             self.clips[path.removeprefix("/clips/")] = request.content
             return httpx.Response(200, json={})
         if request.method == "GET" and path.startswith("/clips/"):
-            return httpx.Response(204 if path.removeprefix("/clips/") in self.clips else 404)
+            if path.removeprefix("/clips/") in self.clips:
+                return httpx.Response(204)
+            return httpx.Response(404, json={"error": "no such clip"})
         if (request.method, path) == ("POST", "/queries"):
             return self.take_queries(json.loads(request.content)["queries"])
         if (request.method, path) == ("GET", "/answers"):

@@ -57,6 +57,18 @@ def test_what_is_meant_is_not_tried_again(service, naps, status):
     assert len(service.calls) == 1
 
 
+@pytest.mark.parametrize("text", ["Path '/api/v1/studies/tea' not found.", "", "[]", '{"detail": "Not Found"}'])
+def test_a_404_that_is_not_the_services_own_is_tried_again(naps, text):
+    """Serve's own proxy says it until the application is registered."""
+    replies = [httpx.Response(404, text=text)] * 2 + [httpx.Response(200, json={"status": "running"})]
+    client = StudyClient(URL, TOKEN, transport=httpx.MockTransport(lambda _: replies.pop(0)))
+    assert client.study("tea") == {"status": "running"}
+    assert naps == [0.2, 0.4]
+    replies += [httpx.Response(404, text=text)] * 100
+    with pytest.raises(UnreachableError, match="status 404"):
+        client.study("tea")
+
+
 def test_a_wrong_token_says_which_variable_and_shows_nothing(service):
     with pytest.raises(RefusedError, match="THEMIS_STUDY_TOKEN") as caught:
         connect(service, token="hush-hush").study("tea")

@@ -3,15 +3,21 @@
 import asyncio
 import json
 
+import aiohttp
 import numpy as np
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from live_service import live_service
 
 from themis_ray.clips import write_clip
 from themis_ray.data import Choice
 from themis_ray.errors import ConfigError
 from themis_ray.feedback import TEACHERS
+from themis_ray.feedback.study_client import AnnotatorCalls, RefusedError
 from themis_ray.labeling.simulate import read_simulation, simulate
+from themis_ray.labeling.simulated_annotator import MeasuredHttp, Simulation, SimulationResult
+from themis_ray.labeling.study import StudyConfig
 from themis_ray.labeling.truths import Truths
 from themis_ray.wire import NewQuery, NewSide
 
@@ -188,3 +194,26 @@ def test_a_service_that_is_away_for_a_moment_loses_nothing(tmp_path):
     assert {row.answer_id for row in answers} == set(promised)
     assert result.num_lost == 0
     assert any("POST answers" in problem or "clip" in problem for problem in result.problems)
+
+
+def test_a_404_of_a_proxy_whose_application_is_not_there_yet_is_sent_again():
+    replies = [(404, "Path '/api/v1/finish' not found."), (200, '{"code": "DONE"}'), (404, '{"error": "nobody"}')]
+
+    async def reply(_):
+        status, text = replies.pop(0)
+        return web.Response(status=status, text=text)
+
+    async def run():
+        app, result = web.Application(), SimulationResult()
+        app.router.add_post("/api/v1/finish", reply)
+        async with TestServer(app) as server, aiohttp.ClientSession() as session:
+            plan = Simulation(str(server.make_url("")), StudyConfig(id="tea", title="Tea"), "signed", 1)
+            http, rng = MeasuredHttp(session, plan, result), np.random.default_rng(0)
+            done, _ = await http.send("POST finish", AnnotatorCalls.finish(), {}, rng)
+            with pytest.raises(RefusedError, match="nobody"):
+                await http.send("POST finish", AnnotatorCalls.finish(), {}, rng)
+        return done, result
+
+    done, result = asyncio.run(run())
+    assert done == {"code": "DONE"}
+    assert result.problems == {"POST finish: status 404": 2}

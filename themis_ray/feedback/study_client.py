@@ -7,6 +7,7 @@ sent twice: queries, clips and answers have names of their own.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,12 +34,12 @@ from themis_ray.wire import (
 
 __all__ = [
     "CLIP_TYPES",
-    "RETRIED_STATUS",
     "AnnotatorCalls",
     "Call",
     "RefusedError",
     "StudyClient",
     "UnreachableError",
+    "is_for_later",
     "retry_delay_s",
     "to_refusal",
 ]
@@ -47,7 +48,7 @@ T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
 
 API = "/api/v1"
-# What a service that is restarted, overloaded or behind a proxy says; everything else is meant.
+# What a service that is restarted, overloaded or behind a proxy says.
 RETRIED_STATUS = frozenset({429, 502, 503, 504})
 CLIP_TYPES: Mapping[str, str] = {".webm": "video/webm", ".mp4": "video/mp4"}
 FIRST_DELAY_S = 0.2
@@ -167,8 +168,8 @@ class AnnotatorCalls:
 class StudyClient:
     """Sends calls with an experimenter's token and reads the replies.
 
-    Broken connections and the statuses 429, 502, 503 and 504 are tried again after max(Retry-After, min(20, 0.2 * 2**i)
-    s) for the i-th time, as long as `patience_s` lasts.
+    Broken connections and replies that are for later (`is_for_later`) are tried again after max(Retry-After, min(20,
+    0.2 * 2**i) s) for the i-th time, as long as `patience_s` lasts.
 
     Args:
         url: Address of the service, such as `http://localhost:8000`.
@@ -231,7 +232,7 @@ class StudyClient:
                 )
                 if response.is_success:
                     return self._read(call, response)
-                if response.status_code not in RETRIED_STATUS:
+                if not is_for_later(response.status_code, response.text):
                     raise to_refusal(f"{self.url}{call.path}", response.status_code, self._hide(response.text))
                 problem = f"status {response.status_code}: {self._hide(response.text)}"
                 rest_s = retry_after_s(response)
@@ -358,6 +359,19 @@ class StudyClient:
             cursor = page.cursor
 
 
+def is_for_later(status: int, text: str) -> bool:
+    """Whether a reply says that the service is busy or not there just now; everything else is meant.
+
+    Ray Serve's own proxy answers 404 in plain text until its application is registered. A 404 that is meant is one of
+    the service's errors.
+
+    Args:
+        status: HTTP status.
+        text: Body of the reply; `{"error": ...}` if it is an error of a labelling service.
+    """
+    return status in RETRIED_STATUS or (status == 404 and _own_error(text) is None)
+
+
 def to_refusal(address: str, status: int, text: str) -> RefusedError:
     """Returns the error for a status that is meant: what the service said and what to do.
 
@@ -366,18 +380,22 @@ def to_refusal(address: str, status: int, text: str) -> RefusedError:
         status: HTTP status.
         text: Body of the reply; `{"error": ...}` if it is a labelling service.
     """
-    told = text
-    try:
-        body = httpx.Response(status, text=text).json()
-        told = str(body.get("error", text)) if isinstance(body, dict) else text
-    except ValueError:
-        pass
+    told = _own_error(text) or text
     advice = {
         401: " Give an API token of this study in the environment variable THEMIS_STUDY_TOKEN.",
         403: " Give an API token of this study in the environment variable THEMIS_STUDY_TOKEN.",
         404: " Check the id of the study and the address; themis study list shows what is there.",
     }.get(status, "")
     return RefusedError(f"{address} refused ({status}: {_shorten(told)}).{advice}", status)
+
+
+def _own_error(text: str) -> str | None:
+    """Returns what a labelling service says is wrong; None if the reply is somebody else's."""
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return None
+    return str(body["error"]) if isinstance(body, dict) and "error" in body else None
 
 
 def retry_delay_s(attempt: int, rest_s: float = 0.0) -> float:

@@ -25,11 +25,11 @@ import numpy as np
 from themis_ray.errors import ConfigError
 from themis_ray.feedback import TeacherParameters
 from themis_ray.feedback.study_client import (
-    RETRIED_STATUS,
     AnnotatorCalls,
     Call,
     RefusedError,
     UnreachableError,
+    is_for_later,
     retry_delay_s,
     to_refusal,
 )
@@ -186,8 +186,9 @@ class MeasuredHttp:
                     return body, cookie.value if cookie is not None else ""
                 problem = f"status {response.status}"
                 self._result.problems[f"{route}: {problem}"] += 1
-                if response.status not in RETRIED_STATUS:
-                    raise to_refusal(url.partition("?")[0], response.status, body.decode(errors="replace"))
+                text = body.decode(errors="replace")
+                if not is_for_later(response.status, text):
+                    raise to_refusal(url.partition("?")[0], response.status, text)
                 with contextlib.suppress(ValueError):
                     rest_s = float(response.headers.get("Retry-After", "0"))
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
