@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+MIRRORED = {"left": "right", "right": "left"}
 READY = "#desk[data-is-ready='true']"
 
 
@@ -43,3 +44,8 @@ def until(condition: Any, timeout_s: float = 15.0) -> None:
 def saving_state(page: Any) -> str:
     """Returns what the page says about answers on their way."""
     return str(page.locator("#saving").get_attribute("data-state"))
+
+
+def on_screen(row: Any) -> str:
+    """Returns which side of the screen was chosen."""
+    return MIRRORED.get(row.choice, row.choice) if row.is_flipped else str(row.choice)
