@@ -199,7 +199,9 @@ def add_studies(store: LabelStore, clips: Sequence[str], numbered: Sequence[str]
     add_study(store, "plain", clips, question=question)
     add_study(store, "numbered", numbered, num_frames=[NUM_FRAMES, NUM_FRAMES - 10], question=question)
     add_study(store, "patient", clips, question=question, min_watched_s=2.0)
-    for name in ("keys", "offline", "lost", "closed", "busy", "late", "undo", "leave", "untouched"):
+    for name in ("keys", "offline", "lost", "closed", "busy", "late", "starting", "undo", "reload", "left"):
+        add_study(store, name, clips, question=question)
+    for name in ("leave", "untouched"):
         add_study(store, name, clips, question=question)
     add_study(store, "rating", clips, feedback="rating", question="How well is the pole held up?")
     add_study(store, "steps", clips, feedback="steps", question="Where does the cart do well, and where badly?")

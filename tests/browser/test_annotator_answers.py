@@ -139,6 +139,18 @@ def test_a_busy_service_is_given_the_time_it_asks_for(site: Any, open_page: Any)
     assert len(site.answers("busy")) == 1
 
 
+def test_an_answer_is_kept_while_the_application_is_not_there_yet(site: Any, open_page: Any) -> None:
+    page = open_page()
+    come_in(page, site.entrance("starting"))
+    wait_for_pair(page)
+    text = "Path '/api/v1/answers' not found."
+    page.route("**/api/v1/answers", lambda route: route.fulfill(status=404, body=text), times=2)
+    answer(page, "ArrowLeft")
+    page.wait_for_selector("#saving[data-state='offline']")
+    until(lambda: saving_state(page) == "saved")
+    assert [on_screen(row) for row in site.answers("starting")] == ["left"]
+
+
 def test_an_answer_that_came_too_late_is_dropped_with_a_word(site: Any, open_page: Any) -> None:
     page = open_page()
     come_in(page, site.entrance("late"))
@@ -165,6 +177,41 @@ def test_undo_takes_back_what_was_stored(site: Any, open_page: Any) -> None:
     assert page.locator("#progress-text").inner_text() == "0 of 12"
     assert answer(page, "ArrowUp") == first
     until(lambda: [row.choice for row in site.answers("undo")] == [Choice.EQUAL])
+
+
+def test_undo_takes_back_what_a_page_before_has_sent(site: Any, open_page: Any) -> None:
+    page = open_page()
+    come_in(page, site.entrance("reload"))
+    wait_for_pair(page)
+    assert page.get_by_role("button", name="Undo").get_attribute("aria-disabled") == "true"
+    first, second = answer(page, "ArrowLeft"), answer(page, "ArrowLeft")
+    until(lambda: len(site.answers("reload")) == 2)
+    page.reload()
+    wait_for_pair(page)
+    assert page.get_by_role("button", name="Undo").get_attribute("aria-disabled") == "false"
+    page.keyboard.press("z")
+    page.wait_for_function("id => document.getElementById('stage').dataset.assignment === id", arg=second)
+    wait_for_pair(page)
+    assert answer(page, "ArrowUp") == second != first
+    until(lambda: [row.choice for row in site.answers("reload")][1:] == [Choice.EQUAL])
+
+
+def test_undo_takes_back_what_a_page_before_has_left_to_be_sent(site: Any, open_page: Any) -> None:
+    page = open_page()
+    come_in(page, site.entrance("left"))
+    answer(page, "ArrowLeft")
+    until(lambda: len(site.answers("left")) == 1)
+    page.route("**/api/v1/answers", lambda route: route.abort())
+    left = wait_for_pair(page)
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector("#saving[data-state='offline']")
+    page.unroute("**/api/v1/answers")
+    page.reload()
+    until(lambda: [on_screen(row) for row in site.answers("left")] == ["left", "right"])
+    wait_for_pair(page)
+    page.get_by_role("button", name="Undo").click()
+    page.wait_for_function("id => document.getElementById('stage').dataset.assignment === id", arg=left)
+    until(lambda: [on_screen(row) for row in site.answers("left")] == ["left"])
 
 
 def test_waiting_ends_when_queries_come(site: Any, open_page: Any, shoot: Any) -> None:

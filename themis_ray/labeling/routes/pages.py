@@ -268,7 +268,7 @@ def work(service: ServiceOf, person: PersonOrNobody) -> Response:
     if stage in ENDED:
         completion = service.store.people.completion(person.annotator.id)
         return person.page("done.html", completion=completion)
-    return person.page("work.html")
+    return person.page("work.html", last_answer=service.store.work.last_answer(person.annotator.id) or "")
 
 
 @router.get("/help")

@@ -57,6 +57,8 @@ export async function call(method, path, body, { timeoutMs = 20000 } = {}) {
     if (response.ok) throw new NoAnswer("the answer broke off");
   }
   if (response.ok) return content;
+  // Serve's own proxy says so until the application is there; the service itself says what is missing.
+  if (response.status === 404 && typeof content?.error !== "string") throw new NoAnswer("status 404");
   const wait = retryAfterS(response.headers.get("Retry-After"));
   throw new Refusal(response.status, typeof content.error === "string" ? content.error : "", wait);
 }

@@ -31,7 +31,7 @@ class Desk {
   #prepared = new Map(); // Players by assignment, loaded before they are needed.
   #current = null;
   #isBusy = true;        // No key counts: nothing is shown, or an answer is on its way to the eye.
-  #last = [];            // What may be undone, youngest last: {answer, assignment}.
+  #last = [];            // What may be undone, youngest last: {answer, assignment}; of a page before this without the assignment.
   #numAnswered = Number(this.#settings.numAnswered);
   #stageName = this.#settings.stage;
   #numSinceBreak = 0;
@@ -44,6 +44,8 @@ class Desk {
       [new Pairwise(this), new Rating(this), new Steps(this), new Demonstration(this)].map((mode) => [mode.name, mode]),
     );
     this.#listen();
+    const { lastAnswer } = this.#settings;
+    if (lastAnswer) this.#last.push({ answer: { answer_id: lastAnswer }, assignment: {} });
     this.#showProgress();
     const instructions = byId("instructions");
     const key = `themis-read-${this.#settings.annotator}`;
@@ -303,6 +305,8 @@ class Desk {
   }
 
   async #receive(answer, receipt) {
+    // An answer that a page before this has left is the last one only now that it is stored.
+    if (!this.#last.some((one) => one.answer.answer_id === answer.answer_id)) this.#last.push({ answer, assignment: {} });
     const isPracticeOver = this.#take(receipt.work);
     if (!this.#current?.isAnswered || this.#current.assignment.assignment_id !== answer.assignment_id) return;
     if (!this.#current.assignment.is_practice) return;
