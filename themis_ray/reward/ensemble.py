@@ -139,13 +139,20 @@ class RewardEnsemble(nn.Module):
         """
         observation = _as_tensor(observations)
         leading = observation.shape[: observation.ndim - len(self.observation_shape)]
-        action = _encode_actions(self.action_space, _as_tensor(actions).reshape(*leading, -1))
+        return self.join(observation, self.encode_actions(_as_tensor(actions).reshape(*leading, -1)))
+
+    def encode_actions(self, actions: Tensor) -> Tensor:
+        """Returns float32 (*leading, A) for raw actions (*leading, values): one-hot, or numbers from -1 to 1."""
+        return _encode_actions(self.action_space, actions)
+
+    def join(self, observation: Tensor, action: Tensor) -> Inputs:
+        """Returns network inputs for observations (*leading, *observation_shape) and encoded actions (*leading, A)."""
         if isinstance(self.network, EnsembleCNN):
             return Inputs(action, observation)
         if isinstance(self.network, EnsembleMixed):
             vector = observation[..., self._num_pixels :].float()
             return Inputs(torch.cat([vector, action], dim=-1), observation[..., : self._num_pixels])
-        flat = observation.reshape(*leading, -1).float()
+        flat = observation.reshape(*action.shape[:-1], -1).float()
         if self._feature_scale != 1.0:
             flat = flat * self._feature_scale
         return Inputs(torch.cat([flat, action], dim=-1), None)

@@ -121,16 +121,27 @@ class EnsembleConvolutions(nn.Module):
         Args:
             pixels: (N, H, W, C) shared by the members or (K, N, H, W, C) one set per member, any type.
         """
+        return self.later_layers(F.leaky_relu_(self.first_layer(pixels)))
+
+    def first_layer(self, pixels: Tensor) -> Tensor:
+        """Returns what the first convolution makes of pixels, (N, K * filters, H, W): an affine map of them.
+
+        Args:
+            pixels: As for `convolve`.
+        """
         is_shared = pixels.ndim == 4
         pixels = shrink(pixels)
         if not is_shared:  # members side by side as channels, while the pixels are still small
             pixels = torch.cat(pixels.unbind(0), dim=-1)
         hidden = pixels.float().permute(0, 3, 1, 2)  # seen by torch as channels-last, no copy
-        for index, (weight, bias, stride) in enumerate(zip(self.filters, self.biases, self.strides, strict=True)):
-            groups = 1 if is_shared and index == 0 else self.ensemble_size
-            if index == 0:  # scaling the filters equals scaling the pixels and saves a pass over them
-                weight = weight * self.pixel_scale
-            hidden = F.leaky_relu_(F.conv2d(hidden, weight, bias, stride, groups=groups))
+        # Scaling the filters equals scaling the pixels and saves a pass over them.
+        weight = self.filters[0] * self.pixel_scale
+        return F.conv2d(hidden, weight, self.biases[0], self.strides[0], groups=1 if is_shared else self.ensemble_size)
+
+    def later_layers(self, hidden: Tensor) -> Tensor:
+        """Returns features (K, N, F) for what the first nonlinearity makes of `first_layer`."""
+        for weight, bias, stride in list(zip(self.filters, self.biases, self.strides, strict=True))[1:]:
+            hidden = F.leaky_relu_(F.conv2d(hidden, weight, bias, stride, groups=self.ensemble_size))
         return hidden.reshape(len(hidden), self.ensemble_size, -1).transpose(0, 1)
 
 
@@ -170,6 +181,11 @@ class EnsembleCNN(EnsembleConvolutions):
             features: (N, D) or (K, N, D), with the leading shape of `pixels`.
         """
         return self.head(_join([self.convolve(pixels)], features))  # type: ignore[no-any-return]
+
+    def forward_from_first_layer(self, hidden: Tensor, features: Tensor) -> Tensor:
+        """Returns the rewards (K, N) of rows for which `first_layer` returned `hidden`, which stays as it is."""
+        convolved = self.later_layers(F.leaky_relu(hidden))
+        return self.head(_join([convolved], features))  # type: ignore[no-any-return]
 
 
 class EnsembleMixed(nn.Module):
