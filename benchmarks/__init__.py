@@ -1,1 +1,1 @@
-"""What is measured against whom: each module is a command that prints a table and writes JSON to `benchmarks/out`."""
+"""What is measured against whom: each command prints a table and writes JSON to `benchmarks/out`."""

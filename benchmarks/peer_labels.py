@@ -37,7 +37,10 @@ from rich.table import Table
 
 from benchmarks.http_client import Connection, LostConnectionError, Reply
 from benchmarks.peers import OUT, ensure_venv, write_json
-from benchmarks.serve import API, STUDY, Service, check_ledger, make_clips, make_study, quantile
+from benchmarks.serve.ledger import check_ledger
+from benchmarks.serve.load import quantile
+from benchmarks.serve.service import Service
+from benchmarks.serve.study import API, STUDY, make_clips, make_study
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 LABEL_CONFIG = """
