@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from themis_ray.errors import ConfigError, DataError
 
 __all__ = [
+    "bar_pixels",
     "blank",
     "checked_frames",
     "draw_actions",
@@ -267,13 +268,20 @@ def _bar_strips(
         places.append((round(middle - bar_height / 2), start, max(stop, start + 1)))
     strips = np.repeat(np.asarray(image)[None], len(values), axis=0)
     for number, (top, start, stop) in enumerate(places[:num_drawn]):
-        bars = _bars(values[:, number], low[number], high[number], stop - start)
+        bars = bar_pixels(values[:, number], low[number], high[number], stop - start)
         strips[:, top : top + bar_height, start:stop] = bars[:, None]
     return strips
 
 
-def _bars(values: AnyArray, low: float, high: float, width: int) -> Frames:
-    """Returns one row of pixels for each value, (N, width, 3): lit from 0, or the bound next to it, to the value."""
+def bar_pixels(values: AnyArray, low: float, high: float, width: int) -> Frames:
+    """Returns one row of pixels for each value, (N, width, 3): lit from 0, or the bound next to it, to the value.
+
+    Args:
+        values: (N,); those out of bounds fill the bar.
+        low: Value at the left end.
+        high: Value at the right end, above `low`.
+        width: Pixels of the whole bar.
+    """
 
     def place(numbers: AnyArray) -> AnyArray:
         return np.rint((np.clip(numbers, low, high) - low) / (high - low) * (width - 1))
