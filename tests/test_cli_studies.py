@@ -7,6 +7,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from live_service import live_service
+from short_run import SHORT_RUN
 
 from themis_ray.cli import main
 from themis_ray.config import load_config
@@ -15,21 +16,7 @@ from themis_ray.errors import ThemisError
 from themis_ray.feedback import SAMPLERS
 from themis_ray.rllib import draw_queries, open_finished_run
 
-SETTINGS = [
-    "env.id=Pendulum-v1",
-    "env.horizon=50",
-    "num_env_steps=800",
-    "exploration.num_seed_steps=100",
-    "exploration.num_env_steps=100",
-    "feedback.budget=8",
-    "feedback.session_size=4",
-    "feedback.segment_length=10",
-    "algorithm.hidden_sizes=[16]",
-    "algorithm.batch_size=16",
-    "reward.hidden_sizes=[16]",
-    "reward.num_epochs=2",
-    "num_evaluation_episodes=1",
-]
+SETTINGS = [*SHORT_RUN, "num_env_steps=800", "feedback.budget=8"]
 
 
 @pytest.fixture(scope="module")

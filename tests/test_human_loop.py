@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from live_service import live_service
+from short_run import SHORT_RUN
 
 from themis_ray.data import PreferenceDataset
 from themis_ray.feedback.study_client import StudyClient
@@ -19,19 +20,9 @@ from themis_ray.labeling.simulate import read_simulation, simulate
 from themis_ray.labeling.truths import Truths
 
 SETTINGS = [
-    "env.id=Pendulum-v1",
-    "env.horizon=50",
+    *SHORT_RUN,
     "num_env_steps=1200",
-    "exploration.num_seed_steps=100",
-    "exploration.num_env_steps=100",
     "feedback.budget=12",
-    "feedback.session_size=4",
-    "feedback.segment_length=10",
-    "algorithm.hidden_sizes=[16]",
-    "algorithm.batch_size=16",
-    "reward.hidden_sizes=[16]",
-    "reward.num_epochs=2",
-    "num_evaluation_episodes=1",
     "checkpoint_interval=200",
     "teacher.kind=human",
     "teacher.study=tea",
