@@ -36,13 +36,21 @@ class PlainMember(nn.Module):
 
     def forward(self, pixels: Tensor | None, features: Tensor) -> Tensor:
         """Returns rewards (N,) of what `RewardEnsemble.join` gives."""
+        return self.reward(self.last_activations(pixels, features))
+
+    def reward(self, activations: Tensor) -> Tensor:
+        """Returns rewards (N,) of what `last_activations` gives."""
+        return self.squash(self.last_layer(activations)).squeeze(1)  # type: ignore[no-any-return]
+
+    def last_activations(self, pixels: Tensor | None, features: Tensor) -> Tensor:
+        """Returns what the last layer reads, (N, F), of what `RewardEnsemble.join` gives."""
         if pixels is not None and self.convolutions is not None:
             parts = [
                 convolve(shrink(picture).float().movedim(-1, 1))
                 for convolve, picture in zip(self.convolutions, self._split(pixels), strict=True)
             ]
             features = torch.cat([*parts, features], dim=1)
-        return self.squash(self.last_layer(self.layers(features))).squeeze(1)  # type: ignore[no-any-return]
+        return self.layers(features)  # type: ignore[no-any-return]
 
     def _split(self, pixels: Tensor) -> list[Tensor]:
         if not self.pictures:
@@ -65,14 +73,19 @@ class PlainEnsemble(nn.Module):
         _, shift, scale = ensemble.prediction_terms.tolist()
         self._shift, self._scale = shift, scale
 
-    def member_rewards(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Returns rewards (K, N) as the members give them."""
+    def last_activations(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what the members' last layers read, (K, N, F), and the rewards they give, (K, N)."""
         inputs = self._join(observations, actions)
-        return torch.stack([member(inputs.pixels, inputs.features) for member in self.members])
+        members = [member for member in self.members if isinstance(member, PlainMember)]
+        activations = [member.last_activations(inputs.pixels, inputs.features) for member in members]
+        rewards = [member.reward(hidden) for member, hidden in zip(members, activations, strict=True)]
+        return torch.stack(activations), torch.stack(rewards)
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Returns predicted rewards (N,) of observations (N, *observation_shape) and encoded actions (N, A)."""
-        rewards: Tensor = (self.member_rewards(observations, actions).mean(dim=0) - self._shift) / self._scale
+        inputs = self._join(observations, actions)
+        members = torch.stack([member(inputs.pixels, inputs.features) for member in self.members])
+        rewards: Tensor = (members.mean(dim=0) - self._shift) / self._scale
         return rewards
 
 

@@ -25,6 +25,7 @@ from themis_ray.rllib.settings import (
     ResourceSettings,
     resolve_algorithm,
 )
+from themis_ray.rllib.subjects import last_layer, policy_subject, value_subject
 
 __all__ = [
     "ALGORITHM_DESCRIPTIONS",
@@ -49,9 +50,12 @@ __all__ = [
     "deterministic_policy",
     "draw_queries",
     "evaluate",
+    "last_layer",
     "open_finished_run",
     "open_preferences",
     "open_reference",
+    "policy_subject",
     "random_policy",
     "resolve_algorithm",
+    "value_subject",
 ]

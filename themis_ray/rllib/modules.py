@@ -119,13 +119,23 @@ class Encoder(nn.Module):
     def forward(self, observations: Tensor, actions: Tensor | None = None) -> Tensor:
         """Map (N, *observation_shape) and (N, action_size) to (N, output_size)."""
         if self.kind in ("image", "grid"):
-            x = shrink(observations).float().mul(self.scale).movedim(-1, 1)
+            x = self.features(self._channels_first(observations))
         else:
-            x = observations.float()
-        x = self.features(x)
+            x = self.features(observations.float())
         if actions is not None:
             x = torch.cat([x, actions], dim=1)
         return self.layers(x)  # type: ignore[no-any-return]
+
+    def _channels_first(self, pixels: Tensor) -> Tensor:
+        return shrink(pixels).float().mul(self.scale).movedim(-1, 1)
+
+    def first_layer(self, pixels: Tensor) -> Tensor:
+        """Map images or grids (N, H, W, C) to what the first convolution makes of them: an affine map."""
+        return self.features[0](self._channels_first(pixels))  # type: ignore[index,no-any-return]
+
+    def later_layers(self, hidden: Tensor) -> Tensor:
+        """Map what `first_layer` gives to (N, output_size)."""
+        return self.layers(self.features[1:](hidden))  # type: ignore[index,no-any-return]
 
 
 class FrozenPolicy(nn.Module):
