@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
+import pytest
 from postgres_server import make_database
 from sqlalchemy import Row, Table, select
 
@@ -57,6 +58,13 @@ def open_store(backend: str) -> Iterator[LabelStore]:
             store.close()
 
 
+@pytest.fixture(scope="module", params=BACKENDS)
+def each_store(request: pytest.FixtureRequest) -> Iterator[LabelStore]:
+    """An empty store of each kind; `store = each_store` in a module of tests."""
+    with open_store(request.param) as store:
+        yield store
+
+
 def clear(store: LabelStore) -> None:
     """Makes a store empty."""
     with store.database.write() as connection:
@@ -87,6 +95,13 @@ class Clock:
             mock.patch.object(studies, "time", self),
         ):
             yield self
+
+
+@pytest.fixture
+def used_clock() -> Iterator[Clock]:
+    """A clock that the store takes the time from; `clock = used_clock` in a module of tests."""
+    with Clock().used() as clock:
+        yield clock
 
 
 class Ids:

@@ -6,29 +6,18 @@ import uuid
 
 import pytest
 from label_stores import (
-    BACKENDS,
-    Clock,
+    each_store,
     join,
     make_study,
-    open_store,
     rows_of,
     run_threads,
+    used_clock,
 )
 
 from themis_ray.labeling import tables
 from themis_ray.labeling.store import ForbiddenError, NotFoundError, TooManyError
 
-
-@pytest.fixture(scope="module", params=BACKENDS)
-def store(request):
-    with open_store(request.param) as store:
-        yield store
-
-
-@pytest.fixture
-def clock():
-    with Clock().used() as clock:
-        yield clock
+store, clock = each_store, used_clock
 
 
 def test_a_token_is_stored_hashed_and_worthless_once_revoked(store):

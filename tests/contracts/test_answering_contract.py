@@ -5,37 +5,26 @@ import time
 
 import pytest
 from label_stores import (
-    BACKENDS,
     LEASE_S,
     QUESTIONS,
-    Clock,
     answer,
     answer_all,
     answer_one,
     check_counts,
+    each_store,
     join,
     make_study,
     new_answer,
-    open_store,
     rows_of,
     run_threads,
+    used_clock,
 )
 
 from themis_ray.data import Choice
 from themis_ray.labeling import tables
 from themis_ray.labeling.store import ConflictError, NotFoundError, TooManyError, WrongError, answering
 
-
-@pytest.fixture(scope="module", params=BACKENDS)
-def store(request):
-    with open_store(request.param) as store:
-        yield store
-
-
-@pytest.fixture
-def clock():
-    with Clock().used() as clock:
-        yield clock
+store, clock = each_store, used_clock
 
 
 # ---------------------------------------------------------------- answers

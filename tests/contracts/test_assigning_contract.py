@@ -6,21 +6,20 @@ from collections import Counter, defaultdict
 
 import pytest
 from label_stores import (
-    BACKENDS,
     CLIP_NAMES,
     LEASE_S,
-    Clock,
     answer,
     answer_all,
     answer_one,
     check_counts,
+    each_store,
     join,
     make_study,
     new_answer,
     new_query,
-    open_store,
     rows_of,
     run_threads,
+    used_clock,
 )
 
 from themis_ray.data import Choice
@@ -28,18 +27,7 @@ from themis_ray.labeling import tables
 from themis_ray.labeling.store import ConflictError, LateError
 
 NUM_SIGMA = 5  # of statistical tests: by chance they fail once in a million runs
-
-
-@pytest.fixture(scope="module", params=BACKENDS)
-def store(request):
-    with open_store(request.param) as store:
-        yield store
-
-
-@pytest.fixture
-def clock():
-    with Clock().used() as clock:
-        yield clock
+store, clock = each_store, used_clock
 
 
 def query_row(store, study_id, name=0):

@@ -6,19 +6,18 @@ from collections import Counter
 
 import pytest
 from label_stores import (
-    BACKENDS,
     QUESTIONS,
-    Clock,
     answer,
     answer_all,
     answer_one,
     check_counts,
+    each_store,
     join,
     make_study,
     new_answer,
-    open_store,
     rows_of,
     run_threads,
+    used_clock,
 )
 
 from themis_ray.data import Choice
@@ -26,18 +25,7 @@ from themis_ray.labeling import tables
 from themis_ray.labeling.store import ConflictError, ForbiddenError, NotFoundError, WrongError
 
 CONSENT = {"version": "1", "text": "I agree that my choices are stored."}
-
-
-@pytest.fixture(scope="module", params=BACKENDS)
-def store(request):
-    with open_store(request.param) as store:
-        yield store
-
-
-@pytest.fixture
-def clock():
-    with Clock().used() as clock:
-        yield clock
+store, clock = each_store, used_clock
 
 
 # ---------------------------------------------------------------- how people come and go

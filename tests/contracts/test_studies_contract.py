@@ -5,17 +5,16 @@ from collections import Counter
 
 import pytest
 from label_stores import (
-    BACKENDS,
     CLIP_NAMES,
     QUESTIONS,
     answer,
     answer_all,
     answer_one,
     check_counts,
+    each_store,
     join,
     make_study,
     new_query,
-    open_store,
     rows_of,
     run_threads,
 )
@@ -24,11 +23,7 @@ from themis_ray.labeling import tables
 from themis_ray.labeling.store import ConflictError, ForbiddenError, NotFoundError, WrongError
 from themis_ray.labeling.study import StudyConfig
 
-
-@pytest.fixture(scope="module", params=BACKENDS)
-def store(request):
-    with open_store(request.param) as store:
-        yield store
+store = each_store
 
 
 def test_a_paused_study_takes_answers_and_gives_no_work(store):
