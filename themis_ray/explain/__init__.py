@@ -3,11 +3,13 @@
 from themis_ray.explain.baselines import BASELINES, baseline_inputs
 from themis_ray.explain.cells import draw_cells, grid_views
 from themis_ray.explain.charts import draw_bars, draw_curve, draw_legend, largest_inputs, shared_limits
+from themis_ray.explain.faithfulness import FaithfulnessRow, faithfulness, randomised
 from themis_ray.explain.features import feature_groups
 from themis_ray.explain.gradients import path_gradients
 from themis_ray.explain.influence import Prediction, Snapshot, preference_influence, state_influence, strongest
 from themis_ray.explain.kernel_shap import shapley_values
 from themis_ray.explain.methods import DEFAULT_METHOD, METHODS, Attribution, attribute, check_method, fitting_methods
+from themis_ray.explain.page import ExplainedClip, ExplainedPair, InfluenceRow, PageSection, write_explanation_page
 from themis_ray.explain.pictures import draw_heatmap, film_strip, pair_layout, shared_scale, shrink, write_picture
 from themis_ray.explain.plain import PlainEnsemble, plain_ensemble
 from themis_ray.explain.subject import Rows, Split, Subject, as_floats, reward_subject
@@ -17,6 +19,11 @@ __all__ = [
     "DEFAULT_METHOD",
     "METHODS",
     "Attribution",
+    "FaithfulnessRow",
+    "ExplainedClip",
+    "ExplainedPair",
+    "InfluenceRow",
+    "PageSection",
     "PlainEnsemble",
     "Prediction",
     "Rows",
@@ -32,6 +39,7 @@ __all__ = [
     "draw_curve",
     "draw_heatmap",
     "draw_legend",
+    "faithfulness",
     "feature_groups",
     "film_strip",
     "fitting_methods",
@@ -41,6 +49,7 @@ __all__ = [
     "path_gradients",
     "plain_ensemble",
     "preference_influence",
+    "randomised",
     "reward_subject",
     "shapley_values",
     "shared_limits",
@@ -48,5 +57,6 @@ __all__ = [
     "shrink",
     "state_influence",
     "strongest",
+    "write_explanation_page",
     "write_picture",
 ]
