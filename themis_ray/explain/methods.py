@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,9 +39,19 @@ from themis_ray.explain.layer_methods import (
     needs_network_output,
     needs_relu,
 )
+from themis_ray.explain.seeding import seeded_globals
 from themis_ray.explain.subject import Rows, Subject
 
-__all__ = ["DEFAULT_METHOD", "METHODS", "Attribution", "Method", "attribute", "check_method", "fitting_methods"]
+__all__ = [
+    "DEFAULT_METHOD",
+    "METHODS",
+    "Attribution",
+    "Method",
+    "attribute",
+    "attribute_rows",
+    "check_method",
+    "fitting_methods",
+]
 
 DEFAULT_METHOD = "integrated_gradients"
 ROWS_PER_CALL = 64
@@ -171,17 +180,21 @@ def check_method(name: str, subject: Subject) -> Method:
     return method
 
 
-@contextmanager
-def _seeded_globals(seed: int) -> Iterator[None]:
-    """Captum draws from the generators that torch and numpy share with everybody; they are left as they were."""
-    state = np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        try:
-            yield
-        finally:
-            np.random.set_state(state)  # noqa: NPY002
+def attribute_rows(method: Method, job: Job, on_rows: Callable[[int], None] = lambda _: None) -> tuple[Tensor, ...]:
+    """Returns what each input of the rows of a job is due, in the shapes of the inputs.
+
+    Args:
+        method: One that fits the subject.
+        job: With any number of rows.
+        on_rows: Called with the number of rows done.
+    """
+    parts = []
+    with seeded_globals(job.rng):
+        for start in range(0, len(job.rows), ROWS_PER_CALL):
+            rows = job.rows.take(slice(start, start + ROWS_PER_CALL))
+            parts.append(method.attribute(replace(job, rows=rows)))
+            on_rows(start + len(rows))
+    return tuple(torch.cat(pieces).float() for pieces in zip(*parts, strict=True))
 
 
 def attribute(
@@ -215,13 +228,8 @@ def attribute(
     chosen = check_method(method, subject)
     rows, compared = subject.read(observations, actions), subject.read(*references)
     nothing = baseline_inputs(subject, compared, baseline)
-    parts = []
-    with _seeded_globals(int(rng.integers(2**31))):
-        for start in range(0, len(rows), ROWS_PER_CALL):
-            part = rows.take(slice(start, start + ROWS_PER_CALL))
-            parts.append(chosen.attribute(Job(subject, part, nothing, compared, rng)))
-            on_rows(start + len(part))
-    inputs = [torch.cat(pieces).float().numpy() for pieces in zip(*parts, strict=True)]
+    job = Job(subject, rows, nothing, compared, rng)
+    inputs = [part.numpy() for part in attribute_rows(chosen, job, on_rows)]
     baselines = tuple(part.expand(len(rows), *part.shape[1:]) for part in nothing)
     return Attribution(
         method=method,
