@@ -24,12 +24,6 @@ __all__ = ["ExplainedClip", "ExplainedPair", "InfluenceRow", "PageSection", "wri
 TEMPLATE = "page.html"
 MEDIA_TYPES = {".webm": "video/webm", ".mp4": "video/mp4", ".png": "image/png"}
 VIDEOS, PICTURES = (".webm", ".mp4"), (".png",)
-SAID = {
-    Choice.LEFT: "left is better",
-    Choice.RIGHT: "right is better",
-    Choice.EQUAL: "both are equal",
-    Choice.SKIP: "can't tell",
-}
 
 Facts = Sequence[tuple[str, str]]
 
@@ -164,7 +158,7 @@ def write_explanation_page(
         "picture": lambda file: media.address(Path(file), PICTURES),
         "paragraphs": _paragraphs,
     }
-    environment.globals |= {"bars": _bars, "said": SAID, "anchor": _anchor}
+    environment.globals |= {"bars": _bars, "anchor": _anchor}
     page = environment.get_template(TEMPLATE).render(title=title, intro=intro, sections=sections, facts=facts)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
