@@ -9,7 +9,7 @@ from themis_ray.envs import EnvSpec, infer_observation_kind
 from themis_ray.errors import ConfigError
 from themis_ray.explain import METHODS, attribute, fitting_methods
 from themis_ray.rllib.modules import DQNModule, PPOModule, SACModule
-from themis_ray.rllib.subjects import last_layer, policy_subject, value_subject
+from themis_ray.rllib.subjects import policy_subject, trace, value_subject
 
 torch.set_num_threads(1)
 
@@ -118,6 +118,21 @@ def test_what_cannot_be_explained_is_named() -> None:
         policy_subject(make(DQNModule, Discrete(3)), make_spec(STATE, Discrete(3)), dimension=0)
     assert "lrp" not in fitting_methods(policy_subject(sac, spec))
     assert "lrp" in fitting_methods(policy_subject(sac, spec, dimension=0))
-    assert last_layer(policy_subject(sac, spec)).out_features == 4
     with pytest.raises(ConfigError, match="comes from several"):
-        last_layer(value_subject(sac, spec))
+        trace(value_subject(sac, spec))
+
+
+@pytest.mark.parametrize("name", ["ppo", "ppo box", "ppo multi", "dqn", "sac discrete"])
+def test_what_is_traced_is_the_last_layer_and_a_loss_that_falls_as_the_number_rises(name: str) -> None:
+    cls, action_space = MODULES[name]
+    module, spec = make(cls, action_space), make_spec(STATE, action_space)
+    subject = policy_subject(module, spec)
+    rows = subject.read(*draw(STATE, action_space))
+    traced = trace(subject)
+    outputs = traced.network(rows.inputs[0])
+    assert traced.last_layer is list(traced.network.modules())[-1]
+    context = rows.context[0] if rows.context else torch.zeros(len(rows))
+    outputs.requires_grad_()
+    before, number = traced.loss(outputs, context), subject.plain.read(outputs, *rows.context).sum()
+    slope = torch.autograd.grad(number, outputs)[0]
+    assert float(traced.loss(outputs + 0.01 * slope, context)) < float(before)

@@ -18,6 +18,7 @@ from rich.table import Table
 from themis_ray.cli.annotate import annotate
 from themis_ray.cli.clips import clip
 from themis_ray.cli.environments import envs
+from themis_ray.cli.explain import explain
 from themis_ray.cli.progress import late_progress, progress_bar
 from themis_ray.cli.serve import serve
 from themis_ray.cli.studies import simulate_annotators, study
@@ -27,6 +28,8 @@ from themis_ray.data.exchange import ArraySpec, DatasetCounts, EnvLayout, export
 from themis_ray.envs import EnvConfig, EnvSpec, get_env_spec
 from themis_ray.errors import ConfigError, ThemisError, lookup
 from themis_ray.experiment import run_experiment, run_pretraining
+from themis_ray.explain import METHODS
+from themis_ray.explaining import INFLUENCE, INFLUENCE_SUMMARY
 from themis_ray.feedback import SAMPLERS, SCHEDULE_DESCRIPTIONS, TEACHER_DESCRIPTIONS, open_demonstrations
 from themis_ray.reward import REWARD_MODELS, REWARD_OPTIONS, RewardConfig
 from themis_ray.rllib import ALGORITHM_DESCRIPTIONS, open_preferences, open_reference
@@ -281,6 +284,7 @@ LISTS: Mapping[str, Mapping[str, str]] = {
     "algorithms": ALGORITHM_DESCRIPTIONS,
     "reward-models": REWARD_MODELS
     | {f"reward.{name}": f"option: {RewardConfig.model_fields[name].description}" for name in REWARD_OPTIONS},
+    "explanations": {name: method.summary for name, method in METHODS.items()} | {INFLUENCE: INFLUENCE_SUMMARY},
     "presets": PRESET_DESCRIPTIONS,
     "schedules": SCHEDULE_DESCRIPTIONS,
 }
@@ -384,6 +388,7 @@ def _print_counts(verb: str, counts: DatasetCounts, out: Path) -> None:
 main.add_command(annotate)
 main.add_command(clip)
 main.add_command(envs)
+main.add_command(explain)
 main.add_command(serve)
 main.add_command(simulate_annotators)
 main.add_command(study)

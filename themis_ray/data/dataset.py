@@ -373,17 +373,14 @@ class PreferenceDataset:
         """
         if upto is not None and upto < 0:
             raise ValueError(f"upto must be at least 0, not {upto}")
+        preferences = self.labelled_preferences(upto)
         rows: dict[str, int] = {}
-        pairs: list[tuple[int, int]] = []
-        labels: list[float] = []
-        weights: list[float] = []
-        for preference in self._in_order_of_asking(self._preferences[:upto]):
-            label = left_probability(preference.choice, label_margin)
-            if label is not None:
-                left, right = (rows.setdefault(id_, len(rows)) for id_ in (preference.left_id, preference.right_id))
-                pairs.append((left, right))
-                labels.append(label)
-                weights.append(1.0 if weight is None else weight(preference))
+        pairs = [
+            [rows.setdefault(id_, len(rows)) for id_ in (preference.left_id, preference.right_id)]
+            for preference in preferences
+        ]
+        labels = [left_probability(preference.choice, label_margin) for preference in preferences]
+        weights = [1.0 if weight is None else weight(preference) for preference in preferences]
         left_right = np.array(pairs, dtype=np.int64).reshape(-1, 2)
         used = [self._segments[segment_id] for segment_id in rows]
         return LabelledPairs(
@@ -394,6 +391,15 @@ class PreferenceDataset:
             labels=np.array(labels, dtype=np.float32),
             weights=np.array(weights, dtype=np.float32),
         )
+
+    def labelled_preferences(self, upto: int | None = None) -> list[Preference]:
+        """Returns the preferences that `labelled_pairs` is made of, in its order: all that are no skips.
+
+        Args:
+            upto: Of the first `upto` queries asked, skips counted; None takes all.
+        """
+        asked = self._in_order_of_asking(self._preferences[:upto])
+        return [preference for preference in asked if left_probability(preference.choice) is not None]
 
     def _in_order_of_asking(self, preferences: Sequence[Preference]) -> Sequence[Preference]:
         if not self._asked:

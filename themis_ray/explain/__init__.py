@@ -3,6 +3,7 @@
 from themis_ray.explain.baselines import BASELINES, baseline_inputs
 from themis_ray.explain.cells import draw_cells, grid_views
 from themis_ray.explain.charts import draw_bars, draw_curve, draw_legend, largest_inputs, shared_limits
+from themis_ray.explain.drawing import ExplainedSegment, Look, Scales, add_up, draw_explanation, find_scales
 from themis_ray.explain.faithfulness import FaithfulnessRow, faithfulness, randomised
 from themis_ray.explain.features import feature_groups
 from themis_ray.explain.gradients import path_gradients
@@ -21,15 +22,19 @@ __all__ = [
     "Attribution",
     "ExplainedClip",
     "ExplainedPair",
+    "ExplainedSegment",
     "FaithfulnessRow",
     "InfluenceRow",
+    "Look",
     "PageSection",
     "PlainEnsemble",
     "Prediction",
     "Rows",
+    "Scales",
     "Snapshot",
     "Split",
     "Subject",
+    "add_up",
     "as_floats",
     "attribute",
     "baseline_inputs",
@@ -37,11 +42,13 @@ __all__ = [
     "draw_bars",
     "draw_cells",
     "draw_curve",
+    "draw_explanation",
     "draw_heatmap",
     "draw_legend",
     "faithfulness",
     "feature_groups",
     "film_strip",
+    "find_scales",
     "fitting_methods",
     "grid_views",
     "largest_inputs",

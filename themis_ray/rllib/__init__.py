@@ -10,7 +10,7 @@ prepare_import("mujoco")
 from themis_ray.rllib.algorithms import build_algorithm_config
 from themis_ray.rllib.cpl import PreferenceCPL, check_cpl, open_preferences
 from themis_ray.rllib.evaluation import deterministic_policy, evaluate, random_policy
-from themis_ray.rllib.finished import FinishedRun, draw_queries, open_finished_run
+from themis_ray.rllib.finished import FinishedRun, draw_queries, open_finished_run, open_networks, open_reward_history
 from themis_ray.rllib.loop import PreferenceLoop
 from themis_ray.rllib.off_policy import PreferenceDQN, PreferenceSAC
 from themis_ray.rllib.ppo import PreferencePPO
@@ -25,7 +25,7 @@ from themis_ray.rllib.settings import (
     ResourceSettings,
     resolve_algorithm,
 )
-from themis_ray.rllib.subjects import last_layer, policy_subject, value_subject
+from themis_ray.rllib.subjects import Traced, policy_subject, trace, value_subject
 
 __all__ = [
     "ALGORITHM_DESCRIPTIONS",
@@ -45,17 +45,20 @@ __all__ = [
     "RewardModelActor",
     "RewardModelSpec",
     "Transitions",
+    "Traced",
     "build_algorithm_config",
     "check_cpl",
     "deterministic_policy",
     "draw_queries",
     "evaluate",
-    "last_layer",
     "open_finished_run",
+    "open_networks",
     "open_preferences",
     "open_reference",
+    "open_reward_history",
     "policy_subject",
     "random_policy",
     "resolve_algorithm",
+    "trace",
     "value_subject",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from ray import cloudpickle
+from ray.rllib.core.rl_module import RLModule
 
 from themis_ray.data import EpisodePool, PreferenceDataset, Query
 from themis_ray.envs import EnvSpec, get_env_spec, image_parts
@@ -15,9 +16,10 @@ from themis_ray.errors import CheckpointError, ConfigError, DataError, lookup
 from themis_ray.feedback import SAMPLERS, choose_queries
 from themis_ray.reward import RewardEnsemble, load_ensemble_state, make_optimizer
 from themis_ray.rllib.loop import COMPONENT_PREFERENCE_LOOP, POOL_NUM_ENV_STEPS
+from themis_ray.rllib.reference import MODULE_PATH
 from themis_ray.rllib.settings import LoopSettings, required
 
-__all__ = ["FinishedRun", "draw_queries", "open_finished_run"]
+__all__ = ["FinishedRun", "draw_queries", "open_finished_run", "open_networks", "open_reward_history"]
 
 
 @dataclass(frozen=True)
@@ -58,24 +60,41 @@ def open_finished_run(path: Path, settings: LoopSettings) -> FinishedRun:
         CheckpointError: There is no checkpoint, or it cannot be read.
         DataError: The preferences cannot be read.
     """
-    checkpoints = sorted((path / "checkpoints").glob("checkpoint_*"))
-    if not checkpoints:
-        raise CheckpointError(f"{path} has no checkpoint, in which episodes are kept. Let the run go on to its first.")
+    checkpoint = _checkpoints(path)[-1]
     spec, dataset = get_env_spec(settings.env), PreferenceDataset(path)
     pool = EpisodePool(settings.env.id, POOL_NUM_ENV_STEPS)
-    file = checkpoints[-1] / COMPONENT_PREFERENCE_LOOP / "state.pkl"
+    state = _read_state(checkpoint)
     try:
-        with file.open("rb") as stream:
-            state = cloudpickle.load(stream)
         pool.set_state(state["pool"])
         reward = state["reward_model"]
         version = 0 if reward is None else int(reward["version"])
         ensemble = _build_ensemble(settings, spec, reward["ensemble"]) if version else None
+    except Exception as error:  # What was pickled may be anything at all.
+        raise _unreadable(checkpoint, error) from error
+    return FinishedRun(path, checkpoint.name, settings, spec, pool, dataset, ensemble, version)
+
+
+def _checkpoints(path: Path) -> list[Path]:
+    checkpoints = sorted((path / "checkpoints").glob("checkpoint_*"))
+    if not checkpoints:
+        raise CheckpointError(f"{path} has no checkpoint, in which episodes are kept. Let the run go on to its first.")
+    return checkpoints
+
+
+def _read_state(checkpoint: Path) -> dict[str, Any]:
+    file = checkpoint / COMPONENT_PREFERENCE_LOOP / "state.pkl"
+    try:
+        with file.open("rb") as stream:
+            state: dict[str, Any] = cloudpickle.load(stream)
     except Exception as error:  # An unpickler raises anything at all.
-        raise CheckpointError(
-            f"{file} cannot be read ({type(error).__name__}: {error}). Delete {checkpoints[-1]} to use the one before."
-        ) from error
-    return FinishedRun(path, checkpoints[-1].name, settings, spec, pool, dataset, ensemble, version)
+        raise _unreadable(file, error) from error
+    return state
+
+
+def _unreadable(file: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{file} cannot be read ({type(error).__name__}: {error}). Delete its checkpoint to use the one before."
+    )
 
 
 def _build_ensemble(settings: LoopSettings, spec: EnvSpec, state: dict[str, Any]) -> RewardEnsemble:
@@ -83,6 +102,45 @@ def _build_ensemble(settings: LoopSettings, spec: EnvSpec, state: dict[str, Any]
     ensemble = RewardEnsemble(spec.observation_space, spec.action_space, spec.observation_kind, config, settings.seed)
     load_ensemble_state(ensemble, make_optimizer(ensemble, config), state)
     return ensemble
+
+
+def open_reward_history(run: FinishedRun) -> list[tuple[RewardEnsemble, int]]:
+    """Return the reward ensemble of every checkpoint that the run kept and had fitted one by, oldest first.
+
+    Args:
+        run: From `open_finished_run`.
+
+    Returns:
+        Each ensemble, and how many env steps the run had done.
+
+    Raises:
+        CheckpointError: A checkpoint cannot be read.
+    """
+    history = []
+    for checkpoint in _checkpoints(run.path):
+        state = _read_state(checkpoint)["reward_model"]
+        if state is not None and state["version"]:
+            ensemble = _build_ensemble(run.settings, run.spec, state["ensemble"])
+            history.append((ensemble, int(checkpoint.name.rpartition("_")[2])))
+    return history
+
+
+def open_networks(run: FinishedRun) -> list[RLModule]:
+    """Return the learner's networks of every checkpoint that the run kept, oldest first.
+
+    Args:
+        run: From `open_finished_run`.
+
+    Raises:
+        CheckpointError: They cannot be read.
+    """
+    networks = []
+    for checkpoint in _checkpoints(run.path):
+        try:
+            networks.append(RLModule.from_checkpoint(str((checkpoint / MODULE_PATH).resolve())))
+        except Exception as error:  # An unpickler raises anything at all.
+            raise _unreadable(checkpoint / MODULE_PATH, error) from error
+    return networks
 
 
 def draw_queries(run: FinishedRun, sampler_name: str, num_queries: int, rng: np.random.Generator) -> list[Query]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -17,7 +17,7 @@ from themis_ray.errors import ConfigError
 from themis_ray.explain import Rows, Split, Subject, as_floats
 from themis_ray.rllib.modules import DQNModule, Encoder, PPOModule, SACModule
 
-__all__ = ["last_layer", "policy_subject", "value_subject"]
+__all__ = ["Traced", "policy_subject", "trace", "value_subject"]
 
 
 Reader = Callable[..., Tensor]
@@ -48,23 +48,33 @@ class _Head(nn.Module):
         last_layer: Copied.
         read: Outputs and context to (N,).
         is_squashed: Whether outputs pass through tanh before they are read.
+        is_logits: Whether outputs are logits of actions.
     """
 
-    def __init__(self, encoder: nn.Module, last_layer: nn.Module, read: Reader, is_squashed: bool = False) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        last_layer: nn.Module,
+        read: Reader,
+        *,
+        is_squashed: bool = False,
+        is_logits: bool = False,
+    ) -> None:
         super().__init__()
         assert isinstance(encoder, Encoder)
         assert isinstance(last_layer, nn.Linear)
         self.encoder, self.last_layer = copy.deepcopy(encoder), copy.deepcopy(last_layer)
         self.squash = nn.Tanh() if is_squashed else None
         self._read = read
+        self.takes_context = read is _chosen
+        self.is_logits = is_logits
         self.cpu().requires_grad_(False)
 
     def forward(self, observations: Tensor, *context: Tensor) -> Tensor:
-        return self.read(self.encoder(observations), *context)
+        return self.read(self.last_layer(self.encoder(observations)), *context)
 
-    def read(self, features: Tensor, *context: Tensor) -> Tensor:
-        """Map what the encoder gives to (N,)."""
-        outputs = self.last_layer(features)
+    def read(self, outputs: Tensor, *context: Tensor) -> Tensor:
+        """Map outputs of the last layer to (N,)."""
         return self._read(outputs if self.squash is None else self.squash(outputs), *context)
 
 
@@ -76,7 +86,7 @@ class _Tail(nn.Module):
         self.head = head
 
     def forward(self, hidden: Tensor, *context: Tensor) -> Tensor:
-        return self.head.read(self.head.encoder.later_layers(hidden), *context)
+        return self.head.read(self.head.last_layer(self.head.encoder.later_layers(hidden)), *context)
 
 
 class _Critics(nn.Module):
@@ -126,7 +136,7 @@ def policy_subject(module: Any, spec: EnvSpec, dimension: int | None = None) -> 
         reading, meaning = _length(num_dimensions), "length of the mean action"
     else:
         reading, meaning = _dimension(dimension), f"mean action, dimension {dimension}"
-    head = _Head(encoder, last, reading, is_squashed=is_box and isinstance(module, SACModule))
+    head = _Head(encoder, last, reading, is_squashed=is_box and isinstance(module, SACModule), is_logits=not is_box and what == "logit")
     offsets = _offsets(space)
 
     def read(observations: NDArray[Any], actions: NDArray[Any]) -> Rows:
@@ -183,17 +193,38 @@ def value_subject(module: Any, spec: EnvSpec) -> Subject:
     raise ConfigError(f"{type(module).__name__} has no critic that can be explained. Explain its action.")
 
 
-def last_layer(subject: Subject) -> nn.Linear:
-    """Returns the last layer of a subject of this module.
+class Traced(NamedTuple):
+    """What TracInCPFast takes of a subject."""
+
+    network: nn.Module
+    """Observations to the outputs of the last layer."""
+    last_layer: nn.Linear
+    loss: Callable[[Tensor, Tensor], Tensor]
+    """Outputs and the subject's context, or anything where it has none, to a sum over rows: minus the log-probability
+    of the action taken, of actions that are chosen by logits; minus the explained number of all others."""
+
+
+def trace(subject: Subject) -> Traced:
+    """Returns the network of a subject as TracInCPFast takes it.
+
+    Args:
+        subject: Of this module.
 
     Raises:
-        ConfigError: It has several.
+        ConfigError: Its number comes from several last layers.
     """
-    if not isinstance(subject.plain, _Head):
+    head = subject.plain
+    if not isinstance(head, _Head):
         raise ConfigError(
             f"influence reads one last layer, and the {subject.meaning} comes from several. Explain the action."
         )
-    return subject.plain.last_layer
+
+    def loss(outputs: Tensor, context: Tensor) -> Tensor:
+        if head.is_logits and context.shape[1] == 1:
+            return nn.functional.cross_entropy(outputs, context[:, 0], reduction="sum")
+        return -head.read(outputs, *((context,) if head.takes_context else ())).sum()
+
+    return Traced(nn.Sequential(head.encoder, head.last_layer), head.last_layer, loss)
 
 
 def _head_subject(
