@@ -70,7 +70,8 @@ class Studio:
 
     def shown_clip(self, segment: Segment) -> ExplainedClip:
         """Returns a segment for the page, without anything drawn on it."""
-        return ExplainedClip(f"Segment {segment.id[:8]}", self._plain_clip(segment, LARGE_WIDTH), None, facts=_facts(segment))
+        clip = self._plain_clip(segment, LARGE_WIDTH)
+        return ExplainedClip(f"Segment {segment.id[:8]}", clip, None, facts=_facts(segment))
 
     def explained_frames(
         self, explained: ExplainedSegment, scales: Scales, meaning: str, texts: tuple[str, str]
