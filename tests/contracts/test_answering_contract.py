@@ -191,6 +191,16 @@ def test_what_is_undone_comes_first_even_if_it_was_answered_out_of_order(store):
     assert [row.id for row in desk_after.assignments] == [desk.assignments[place].id for place in (2, 0, 1)]
 
 
+def test_what_is_undone_comes_first_even_if_another_was_put_there_before(store):
+    study_id = make_study(store, 5, num_practice=1)
+    person = join(store, study_id)
+    practised = answer_one(store, person, count=0)
+    desk = store.work.desk(person, 2)
+    answer(store, person, desk.assignments[1], answer_id=f"{person}-x", count=0)
+    store.work.undo(person, f"{person}-x", 0)  # takes the place of the practice, which is answered
+    assert store.work.undo(person, practised, 1).assignments[0].is_practice
+
+
 def test_practice_can_be_undone_from_the_work(store):
     study_id = make_study(store, 3, num_practice=1)
     person = join(store, study_id)

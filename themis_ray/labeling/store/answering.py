@@ -229,7 +229,7 @@ def take_back(connection: Connection, annotator: Annotator, answer: Any) -> Anno
         raise ConflictError("the study has ended. Thank you.")
     row = find_assignment(connection, annotator, answer.assignment_id)
     first = connection.execute(_FIRST_OPEN, {"annotator_id": annotator.id}).scalar_one()
-    if first is not None and first < row.number:
+    if first is not None and first <= row.number:  # equal, where another was put into an answered one's place
         connection.execute(update(tables.assignment).where(_ASSIGNMENT.id == row.id).values(number=first - 1))
     lease = time.time() + annotator.study.config.lease_s
     connection.execute(update(tables.answer).where(_ANSWER.id == answer.id).values(is_undone=True))
