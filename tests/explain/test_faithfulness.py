@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from themis_ray.explain import METHODS, Rows, Subject, attribute, baseline_inputs, reward_subject
 from themis_ray.explain.faithfulness import (
     FLOOR,
+    differing_groups,
     directed_scores,
     faithfulness,
     group_sums,
@@ -186,6 +187,24 @@ def test_rank_correlation_is_scipys() -> None:
     expected = [spearmanr(*pair).statistic for pair in zip(left, right, strict=True)]
     np.testing.assert_allclose(rank_correlation(torch.from_numpy(left), torch.from_numpy(right)), expected, atol=1e-9)
     assert rank_correlation(torch.zeros(1, 3), torch.rand(1, 3)).isnan().all()
+
+
+def test_rank_correlation_leaves_groups_out_that_are_not_compared() -> None:
+    rng = np.random.default_rng(0)
+    left, right, is_counted = rng.normal(size=(20, 9)), rng.normal(size=(20, 9)), rng.random((20, 9)) < 0.7
+    expected = [spearmanr(x[kept], y[kept]).statistic for x, y, kept in zip(left, right, is_counted, strict=True)]
+    both = torch.from_numpy(left), torch.from_numpy(right)
+    np.testing.assert_allclose(rank_correlation(*both, torch.from_numpy(is_counted)), expected, atol=1e-9)
+
+
+def test_inputs_that_equal_the_baseline_do_not_make_two_networks_agree() -> None:
+    steps = np.zeros((30, 6), np.float32), np.zeros(30, np.int64)
+    steps[0][:, :2] = np.random.default_rng(0).normal(size=(30, 2))
+    subject, other = network_subject(WEIGHTS), network_subject([-0.4, 0.5, *WEIGHTS[2:]])
+    rows = faithfulness(subject, other, *steps, steps, np.random.default_rng(0), ["input_x_gradient"], baseline="zero")
+    assert -1 <= rows[0].randomisation < 0.95
+    job = dataclasses.replace(make_job(subject), rows=subject.read(*steps))
+    assert differing_groups(job)[0].tolist() == [True, True, False, False, False, False]
 
 
 # ---------------------------------------------------------------- what is known

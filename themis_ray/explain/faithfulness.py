@@ -23,6 +23,7 @@ __all__ = [
     "FLOOR",
     "FaithfulnessRow",
     "RemovalCurves",
+    "differing_groups",
     "directed_scores",
     "faithfulness",
     "group_sums",
@@ -53,9 +54,11 @@ class FaithfulnessRow:
         method: A key of `METHODS`, or `FLOOR` for numbers drawn at random.
         deletion: Area under the deletion curve; less is better.
         insertion: Area under the insertion curve; more is better.
-        infidelity: Share of the change that the attribution does not tell, from 0 to 1; less is better.
-        sensitivity: Largest relative change of the attribution in a small neighbourhood; less is better.
-        randomisation: Rank correlation with the attribution of a network of other weights; near 0 is good.
+        infidelity: Share of the change that the attribution does not tell, from 0 to 1, mean over rows; less is better.
+        sensitivity: Largest relative change of the attribution in a small neighbourhood, median over rows, for a row
+            that is due next to nothing changes a thousandfold; less is better.
+        randomisation: Rank correlation with the attribution of a network of other weights, mean over rows, of groups
+            that differ from the baseline; near 0 is good.
         agreement: Share of steps on which the inputs that count are ranked first; None where nobody knows them.
         ms_per_row: Milliseconds that the attribution of one row took, of many rows together.
     """
@@ -116,18 +119,16 @@ def _row(
     start = time.perf_counter()
     parts = attribute_rows(method, first)
     seconds = time.perf_counter() - start
-    magnitudes = group_sums([part.abs() for part in parts], job.groups)
     others = attribute_rows(method, replace(second, subject=randomised_subject))
+    magnitudes, other_magnitudes = (group_sums([part.abs() for part in each], job.groups) for each in (parts, others))
     curves = removal_curves(job, directed_scores(job, parts, is_signed=method.is_signed))
     return FaithfulnessRow(
         method=name,
         deletion=curves.deletion_area,
         insertion=curves.insertion_area,
         infidelity=float(infidelity(third, parts).nanmean()),
-        sensitivity=float(max_sensitivity(fourth, method).mean()),
-        randomisation=float(
-            rank_correlation(magnitudes, group_sums([part.abs() for part in others], job.groups)).nanmean()
-        ),
+        sensitivity=float(max_sensitivity(fourth, method).median()),
+        randomisation=float(rank_correlation(magnitudes, other_magnitudes, differing_groups(job)).nanmean()),
         agreement=None if is_true is None else true_input_agreement(magnitudes, is_true),
         ms_per_row=1e3 * seconds / len(job.rows),
     )
@@ -336,15 +337,35 @@ def randomised(module: Module, rng: np.random.Generator) -> Module:
     return changed
 
 
-def rank_correlation(left: Tensor, right: Tensor) -> Tensor:
-    """Returns Spearman's rank correlation of each row of (N, G) and (N, G), (N,); NaN where all numbers are equal."""
-    ranks = [(part[:, :, None] > part[:, None, :]).sum(dim=2) for part in (left, right)]
-    # Half of what is equal counts as below, so that equal numbers share their mean rank.
-    equals = [(part[:, :, None] == part[:, None, :]).sum(dim=2) for part in (left, right)]
-    means = [rank.double() + 0.5 * equal for rank, equal in zip(ranks, equals, strict=True)]
-    centred = [mean - mean.mean(dim=1, keepdim=True) for mean in means]
-    norms = [part.square().sum(dim=1).sqrt() for part in centred]
-    return (centred[0] * centred[1]).sum(dim=1) / (norms[0] * norms[1])
+def rank_correlation(left: Tensor, right: Tensor, is_counted: Tensor | None = None) -> Tensor:
+    """Returns Spearman's rank correlation of each row of (N, G) and (N, G), (N,); NaN where all numbers are equal.
+
+    Args:
+        left: Some numbers.
+        right: Others of the same groups.
+        is_counted: (N, G), which groups of each row are compared; None compares all.
+    """
+    counted = torch.ones_like(left, dtype=torch.float64) if is_counted is None else is_counted.double()
+
+    def centred_ranks(numbers: Tensor) -> Tensor:
+        # Half of what is equal counts as below, so that equal numbers share their mean rank.
+        is_above = numbers[:, :, None] > numbers[:, None, :]
+        is_equal = numbers[:, :, None] == numbers[:, None, :]
+        ranks = ((is_above.double() + 0.5 * is_equal) * counted[:, None, :]).sum(dim=2)
+        mean = (ranks * counted).sum(dim=1, keepdim=True) / counted.sum(dim=1, keepdim=True)
+        return (ranks - mean) * counted
+
+    one, other = centred_ranks(left), centred_ranks(right)
+    return (one * other).sum(dim=1) / (one.square().sum(dim=1) * other.square().sum(dim=1)).sqrt()
+
+
+def differing_groups(job: Job) -> Tensor:
+    """Returns in which groups a row differs from the baseline, (N, G).
+
+    Where it does not, most methods give 0 whatever the network: two networks agree about black blocks of a frame.
+    """
+    distances = [(given - nothing).abs() for given, nothing in zip(job.rows.inputs, job.baseline, strict=True)]
+    return group_sums(distances, job.groups) > 0
 
 
 def true_input_agreement(magnitudes: Tensor, is_true: Tensor) -> float:
