@@ -23,7 +23,7 @@ WEB_STACK = {"fastapi", "sqlalchemy"}
 WEB_ROOMS = ("labeling/", "serve/")
 
 # The global generators of RLlib and torch are seeded in one place and saved and restored in another.
-GLOBAL_GENERATOR_FILES = {"randomness.py", "rllib/loop.py"}
+GLOBAL_GENERATOR_FILES = {"randomness.py", "rllib/loop.py", "explain/seeding.py"}
 ALLOWED_GLOBAL_CALLS = {"seed", "get_state", "set_state", "getstate", "setstate"}
 # Policy noise: networks draw where RLlib's learners and env runners run, from torch's saved generator.
 POLICY_NOISE_FILES = {"rllib/modules.py", "rllib/updates.py"}
