@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo lint test test-slow test-gpu test-browser format bench-overhead bench-peers bench-labels bench-samplers bench-clips bench-clip-servers bench-serve bench-serve-chaos bench-peer-labels clean
+.PHONY: setup demo lint test test-slow test-gpu test-browser format bench-overhead bench-peers bench-labels bench-samplers bench-clips bench-clip-servers bench-serve bench-serve-chaos bench-peer-labels bench-explain clean
 
 # The stamp is newer than the files that say what to install, or setup runs again.
 setup: $(VENV)/.installed
@@ -63,6 +63,9 @@ bench-serve-chaos: setup
 
 bench-peer-labels: setup
 	$(BIN)/python -m benchmarks.peer_labels
+
+bench-explain: setup
+	$(BIN)/python -m benchmarks.explanations
 
 bench-peers: setup
 	$(BIN)/python -m benchmarks.peers
