@@ -16,15 +16,16 @@ __all__ = ["BASELINES", "baseline_inputs"]
 BASELINES = {
     "mean": "What stored steps look like on average, and an action that says nothing.",
     "zero": "Zeros: black pixels, cells not seen, variables at 0.",
-    "auto": "zero for images and grids, mean for vectors; in mixed observations each part by itself.",
+    "auto": "zero for grids, mean for images and vectors; in mixed observations zero for all pictures.",
 }
 
 
 def baseline_inputs(subject: Subject, references: Rows, name: str = "auto") -> tuple[Tensor, ...]:
     """Returns one row of inputs, each (1, *shape), that stands for "nothing".
 
-    An image that is black and a grid of cells that are not seen hold nothing. A vector has no such value: 0 is upright
-    for a pole and fast for a car that is usually faster, so its mean over stored steps is taken. An action that says
+    A grid of cells that are not seen holds nothing. A vector has no such value: 0 is upright for a pole and fast for a
+    car that is usually faster, so its mean over stored steps is taken. Of an image the mean is what does not move, so
+    that attributions lie on what does; against black they would lie on the ground of every scene. An action that says
     nothing is the mean of its bounds, or an equal share of each choice.
 
     Args:
@@ -33,7 +34,7 @@ def baseline_inputs(subject: Subject, references: Rows, name: str = "auto") -> t
         name: A key of `BASELINES`.
     """
     observations = references.inputs[0].mean(dim=0, keepdim=True)
-    if name == "zero" or (name == "auto" and subject.observation_kind in ("image", "grid")):
+    if name == "zero" or (name == "auto" and subject.observation_kind == "grid"):
         observations = torch.zeros_like(observations)
     elif name == "auto" and subject.observation_kind == "mixed":
         observations[:, : image_parts(subject.observation_space)[-1].stop] = 0.0

@@ -23,7 +23,7 @@ __all__ = ["ExplainedSegment", "Look", "Scales", "add_up", "draw_explanation", "
 Array = NDArray[Any]
 Frames = NDArray[np.uint8]
 
-FRAME_WIDTH = 320
+FRAME_WIDTH, FRAME_SIDE = 320, 420
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def draw_explanation(
         meaning: What the number is.
         texts: What blue and orange mean.
     """
-    frames = upscale(shrink(frames, FRAME_WIDTH))
+    frames = upscale(shrink(frames, FRAME_WIDTH), FRAME_SIDE)
     names, values = list(explained.input_names), explained.input_values
     drawn = frames
     if explained.places is not None:

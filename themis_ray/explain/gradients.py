@@ -22,6 +22,8 @@ __all__ = [
 # Of the difference to the baseline, or of a quarter of the sum of magnitudes where that is more.
 COMPLETENESS_TOLERANCE = 0.01
 MIN_DIFFERENCE_SHARE = 0.25
+# Of the numbers themselves: a smaller difference between them is noise.
+ROUNDING = 1e-6
 PATH_STEPS = (16, 32, 64, 128, 256, 512)
 # Gradients of networks of ReLU jump along the path; equal steps then err less than Gauss-Legendre's.
 PATH_RULE = "riemann_middle"
@@ -35,7 +37,9 @@ def integrated_gradients(job: Job) -> tuple[Tensor, ...]:
     """Takes more steps along the path for those rows that do not add up yet."""
     subject, rows = job.subject, job.rows
     nothing = subject.evaluate(Rows(job.baselines, rows.context))
-    difference = subject.evaluate(rows) - nothing
+    numbers = subject.evaluate(rows)
+    difference = numbers - nothing
+    rounding = ROUNDING * (numbers.abs() + nothing.abs())
     result = [torch.zeros_like(part) for part in rows.inputs]
     left = torch.arange(len(rows))
     for num_steps in PATH_STEPS:
@@ -46,7 +50,8 @@ def integrated_gradients(job: Job) -> tuple[Tensor, ...]:
         flat = torch.cat([share.flatten(1) for share in shares], dim=1)
         error = (flat.sum(dim=1) - difference[left]).abs()
         least = MIN_DIFFERENCE_SHARE * flat.abs().sum(dim=1)
-        is_open = error > COMPLETENESS_TOLERANCE * torch.maximum(difference[left].abs(), least)
+        allowed = COMPLETENESS_TOLERANCE * torch.maximum(difference[left].abs(), least)
+        is_open = error > torch.maximum(allowed, rounding[left])
         left = left[is_open]
         if not len(left):
             break
