@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from themis_ray.data import Choice
 
 __all__ = [
+    "EXPLAINED",
+    "EXPLANATION_METHODS",
+    "OVERLAY_PATTERN",
     "AnswerPage",
     "AnswerReceipt",
     "AssignmentView",
@@ -25,6 +28,7 @@ __all__ = [
     "NewAnswer",
     "NewQuery",
     "NewSide",
+    "OverlayName",
     "Progress",
     "QueryKind",
     "Session",
@@ -42,7 +46,32 @@ Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 ClipName = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}\.(webm|mp4)$")]
 LongId = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:~-]+$")]
 
+# What an overlay may explain, and how; the explanations themselves are out of the service's reach, so that it needs no
+# torch. A test holds these to what `themis_ray.explaining` knows.
+EXPLAINED = ("action", "value", "reward", "preference")
+EXPLANATION_METHODS = (
+    "integrated_gradients",
+    "kernel_shap",
+    "saliency",
+    "smooth_grad",
+    "input_x_gradient",
+    "guided_backprop",
+    "deconvolution",
+    "guided_grad_cam",
+    "lrp",
+    "deep_lift",
+    "deep_lift_shap",
+    "gradient_shap",
+    "feature_ablation",
+    "occlusion",
+    "shapley_sampling",
+    "permutation_importance",
+)
+OVERLAY_PATTERN = rf"^({'|'.join(EXPLAINED)})(-({'|'.join(EXPLANATION_METHODS)}))?$"
+OverlayName = Annotated[str, StringConstraints(pattern=OVERLAY_PATTERN)]
+
 MAX_CLIP_FRAMES = 20_000
+MAX_OVERLAYS = 16
 MAX_MS = 24 * 3600 * 1000
 
 
@@ -85,6 +114,9 @@ class ClipView(Wire):
     url: str
     num_frames: int = Field(ge=1)
     clip_fps: float = Field(gt=0)
+    overlay_url: str | None = Field(
+        default=None, description="The same clip with the explanation of the person's arm; None where none is shown."
+    )
 
 
 class AssignmentView(Wire):
@@ -96,7 +128,7 @@ class AssignmentView(Wire):
     right: ClipView | None = Field(description="On the right of the screen; None where one segment is judged.")
     is_practice: bool
     leased_until: datetime
-    overlay: str = Field(default="", description="Name of the explanation that the arm shows; empty for none.")
+    overlay: str = Field(default="", description="Name of the explanation that is shown with it; empty for none.")
 
 
 class Work(Wire):
@@ -128,7 +160,7 @@ class NewAnswer(Wire):
     watched_ms: int = Field(default=0, ge=0, le=MAX_MS, description="How long clips were moving.")
     num_replays: int = Field(default=0, ge=0, le=100_000)
     speed: float = Field(default=1.0, gt=0, le=16)
-    overlay_ms: int = Field(default=0, ge=0, le=MAX_MS, description="How long the explanation was shown.")
+    overlay_ms: int = Field(default=0, ge=0, le=MAX_MS, description="How long clips were moving with the explanation.")
     count: int = Field(default=3, ge=0, le=10, description="How many assignments to hold afterwards.")
 
 
@@ -148,6 +180,9 @@ class NewSide(Wire):
     clip: ClipName
     num_frames: int = Field(ge=1, le=MAX_CLIP_FRAMES)
     clip_fps: float = Field(default=15.0, gt=0, le=240)
+    overlays: dict[OverlayName, ClipName] = Field(
+        default={}, max_length=MAX_OVERLAYS, description="Explained clips, frame by frame the same, by explanation."
+    )
 
 
 class NewQuery(Wire):
@@ -187,6 +222,7 @@ class StoredAnswer(Wire):
     watched_ms: int
     num_replays: int
     speed: float
+    overlay: str = Field(default="", description="Name of the explanation that was shown with it; empty for none.")
     overlay_ms: int
     assigned_at: datetime
     answered_at: datetime

@@ -21,6 +21,7 @@ import yaml
 
 from themis_ray.clips import write_clip
 from themis_ray.envs.display import prepare_drawing
+from themis_ray.explain import draw_bars, draw_curve, draw_legend, shared_limits, shared_scale, shrink
 from themis_ray.labeling.app import create_app
 from themis_ray.labeling.clip_server import ClipApp
 from themis_ray.labeling.service import Service, ServiceSettings
@@ -31,6 +32,9 @@ from themis_ray.wire import NewQuery, NewSide
 CLIP_FPS = 15.0
 NUM_FRAMES = 40
 NUM_CLIPS = 7
+STATE_NAMES = ("cart position", "cart velocity", "pole angle", "pole velocity")
+STATE_COSTS = np.array([0.5, 0.1, 2.0, 0.2])
+OVERLAY = "reward-input_x_gradient"
 ACTOR = "test"
 SECRET = b"a secret of the tests, and no other"
 REDIRECT_PATH = "/healthz?cc={code}"
@@ -111,26 +115,47 @@ class Site:
         return [answer for answer in found if answer.kind != "practice" and not answer.is_undone]
 
 
-def balance_clips(folder: Path) -> list[str]:
-    """Draws a cart that balances a pole, better from clip to clip, and returns the names of the clips."""
+def balance(number: int) -> tuple[Any, Any]:
+    """Returns frames of a cart that balances a pole, better with every number, and the states that they show."""
     prepare_drawing("pygame")
+    rng = np.random.default_rng(number)
+    env = gym.make("CartPole-v1", render_mode="rgb_array", disable_env_checker=True)
+    env.reset(seed=number)
+    state: Any = env.unwrapped
+    frames, states = [], []
+    for _ in range(NUM_FRAMES):
+        frames.append(np.asarray(env.render()))
+        states.append(np.array(state.state))
+        _, speed, angle, turn = state.state
+        wanted = int(3 * angle + turn + 0.3 * speed > 0)
+        action = wanted if rng.random() < 0.4 + 0.1 * number else int(rng.integers(2))
+        _, _, is_over, _, _ = env.step(action)
+        if is_over:
+            env.reset(seed=number + 100)
+    env.close()
+    return np.stack(frames), np.stack(states)
+
+
+def balance_clips(folder: Path) -> list[str]:
+    """Draws carts that balance a pole, better from clip to clip, and returns the names of the clips."""
+    return [write_clip(balance(number)[0], folder, clip_fps=CLIP_FPS).name for number in range(NUM_CLIPS)]
+
+
+def explained_clips(folder: Path) -> list[str]:
+    """Draws the same clips with an explanation, and returns their names.
+
+    What is explained is a reward of which everything is known: 1 less magnitudes of the state, each its own share.
+    """
+    drawn = [balance(number) for number in range(NUM_CLIPS)]
+    losses = [-STATE_COSTS * np.abs(states) for _, states in drawn]
+    rewards = [1 + shares.sum(axis=1) for shares in losses]
+    scale, limits = shared_scale(*losses), shared_limits(*rewards)
     names = []
-    for number in range(NUM_CLIPS):
-        rng = np.random.default_rng(number)
-        env = gym.make("CartPole-v1", render_mode="rgb_array", disable_env_checker=True)
-        env.reset(seed=number)
-        state: Any = env.unwrapped
-        frames = []
-        for _ in range(NUM_FRAMES):
-            frames.append(np.asarray(env.render()))
-            _, speed, angle, turn = state.state
-            wanted = int(3 * angle + turn + 0.3 * speed > 0)
-            action = wanted if rng.random() < 0.4 + 0.1 * number else int(rng.integers(2))
-            _, _, is_over, _, _ = env.step(action)
-            if is_over:
-                env.reset(seed=number + 100)
-        env.close()
-        names.append(write_clip(np.stack(frames), folder, clip_fps=CLIP_FPS).name)
+    for (frames, states), shares, reward in zip(drawn, losses, rewards, strict=True):
+        picture = draw_bars(shrink(frames, 320), shares, STATE_NAMES, scale, states)
+        picture = draw_curve(picture, reward, "predicted reward", limits)
+        picture = draw_legend(picture, scale, "lowers the reward", "raises it")
+        names.append(write_clip(picture, folder, clip_fps=CLIP_FPS).name)
     return names
 
 
@@ -149,14 +174,20 @@ def numbered_clips(folder: Path) -> list[str]:
 
 
 def add_study(
-    store: LabelStore, study: str, clips: Sequence[str], *, num_frames: Sequence[int] = (), **settings: Any
+    store: LabelStore,
+    study: str,
+    clips: Sequence[str],
+    *,
+    num_frames: Sequence[int] = (),
+    explained: Sequence[str] = (),
+    **settings: Any,
 ) -> None:
-    """Makes a study whose queries are all pairs of the clips, or each clip by itself."""
+    """Makes a study whose queries are all pairs of the clips, or each clip by itself; every third is not explained."""
     lengths = num_frames or [NUM_FRAMES] * len(clips)
     values = {"title": "Holding a pole upright", "id": study, "queries_per_annotator": 12, **settings}
     config = load_study(yaml.safe_dump(values))
     store.studies.create(config, ACTOR)
-    for name in clips:
+    for name in (*clips, *explained):
         store.studies.add_clip(study, name, 1)
     sides = [
         NewSide(segment_id=f"segment-{number}", clip=name, num_frames=length, clip_fps=CLIP_FPS)
@@ -167,14 +198,21 @@ def add_study(
         pairs = [(left, right) for n, left in enumerate(sides) for right in sides[n + 1 :]]
     else:
         pairs = [(side, None) for side in sides]
+    overlays = {side.segment_id: {OVERLAY: name} for side, name in zip(sides, explained, strict=False)}
+
+    def explain(side: NewSide | None, number: int) -> NewSide | None:
+        if side is None or number % 3 == 2:
+            return side
+        return side.model_copy(update={"overlays": overlays.get(side.segment_id, {})})
+
     queries = [
         NewQuery(
             id=f"q-{number:02d}",
             feedback=config.feedback,
             kind="practice" if number < config.num_practice else "ordinary",
             gold_choice="right" if number < config.num_practice else None,
-            left=left,
-            right=right,
+            left=explain(left, number),
+            right=explain(right, number),
             overlap=1000,
         )
         for number, (left, right) in enumerate(pairs)
@@ -182,7 +220,9 @@ def add_study(
     store.studies.add_queries(study, queries, ACTOR)
 
 
-def add_studies(store: LabelStore, clips: Sequence[str], numbered: Sequence[str], url: str) -> None:
+def add_studies(
+    store: LabelStore, clips: Sequence[str], explained: Sequence[str], numbered: Sequence[str], url: str
+) -> None:
     """Makes one study for each thing to look at."""
     panel = {
         "kind": "generic",
@@ -203,6 +243,8 @@ def add_studies(store: LabelStore, clips: Sequence[str], numbered: Sequence[str]
         add_study(store, name, clips, question=question)
     for name in ("leave", "untouched"):
         add_study(store, name, clips, question=question)
+    arms = [{"name": "why", "overlay": OVERLAY}]
+    add_study(store, "explained", clips, explained=explained, arms=arms, question=question)
     add_study(store, "rating", clips, feedback="rating", question="How well is the pole held up?")
     add_study(store, "steps", clips, feedback="steps", question="Where does the cart do well, and where badly?")
     grid = {"env_id": "MiniGrid-Empty-5x5-v0", "question": "Walk to the green field."}
@@ -226,8 +268,7 @@ def serve(folder: Path, port: int = 0) -> Iterator[Site]:
     url, clips_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{clips_port}"
     clips = folder / "clips"
     store = LabelStore(f"sqlite:///{folder / 'labels.sqlite'}")
-    names = balance_clips(clips / "all")
-    add_studies(store, names, numbered_clips(clips / "all"), url)
+    add_studies(store, *(draw(clips / "all") for draw in (balance_clips, explained_clips, numbered_clips)), url)
     for study in store.studies.all():
         (clips / study.id).symlink_to(clips / "all")
     service = Service(store, ServiceSettings(SECRET, clips, clips_url, url))

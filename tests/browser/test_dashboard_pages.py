@@ -36,7 +36,7 @@ SETTINGS = {
     "overlap": OVERLAP,
     "queries_per_annotator": 25,
     "gold_share": 0.1,
-    "arms": [{"name": "plain"}, {"name": "heatmap", "overlay": "saliency"}],
+    "arms": [{"name": "plain"}, {"name": "heatmap", "overlay": "reward-saliency"}],
     "webhook_url": "https://hooks.example.org/labels",
 }
 
@@ -145,7 +145,7 @@ def make_answers(queries: list[NewQuery]) -> list[AnswerRow]:
                 gold_choice=query.gold_choice,
                 annotator_id=f"p-{person:02d}{'abcdefghijklmn'[person]}4",
                 arm=("plain", "heatmap")[person % 2],
-                overlay="",
+                overlay=("", "reward-saliency")[person % 2],
                 is_flipped=bool(rng.integers(2)),
                 repeat=0,
                 response_ms=int(1000 * rng.lognormal(1.6, 0.5)),

@@ -273,8 +273,8 @@ def test_an_answer_that_is_stored_late_is_not_behind_the_cursor(store, monkeypat
     has_number, may_commit = threading.Event(), threading.Event()
     insert = answering.insert_answer
 
-    def insert_and_wait(connection, row, new):
-        insert(connection, row, new)
+    def insert_and_wait(connection, row, new, overlay):
+        insert(connection, row, new, overlay)
         if row.annotator_id == slow:
             has_number.set()
             assert may_commit.wait(30)

@@ -243,7 +243,11 @@ def population(store):
         queries_per_annotator=num_answers,
         gold_share=0.2,
         repeat_share=0.2,
-        arms=[{"name": "plain"}, {"name": "heatmap", "overlay": "saliency"}, {"name": "path", "overlay": "path"}],
+        arms=[
+            {"name": "plain"},
+            {"name": "heatmap", "overlay": "reward-saliency"},
+            {"name": "path", "overlay": "action"},
+        ],
     )
     for _ in range(num_people):
         answer_all(store, join(store, study_id))
@@ -306,4 +310,4 @@ def test_arms_are_balanced_at_any_time_and_stay_with_the_person(store, populatio
     for person, rows in by_person.items():
         annotator = store.people.get(person)
         assert {row.arm for row in rows} == {annotator.arm}
-        assert annotator.overlay == {"plain": "", "heatmap": "saliency", "path": "path"}[annotator.arm]
+        assert annotator.overlay == {"plain": "", "heatmap": "reward-saliency", "path": "action"}[annotator.arm]

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from label_stores import BACKENDS, make_url, run_threads, temporary_folder
@@ -59,6 +60,38 @@ def test_migrating_again_keeps_everything(database, url):
     again = LabelStore(url)
     assert again.access.member("m-1").name == "Ada"
     again.close()
+
+
+def test_a_database_of_the_first_schema_keeps_what_it_holds(url, monkeypatch):
+    upgrade = command.upgrade
+    first = Database(url)
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "upgrade", lambda config, _: upgrade(config, "0001"))
+        first.migrate()
+    times = dict.fromkeys(("created_at", "leased_until"), 1.0)
+    names = {"study_id": "s", "query_id": "q", "annotator_id": "a"}
+    rows = {
+        tables.study: {"id": "s", "settings": '{"id": "s", "title": "S"}', "revision": 1, "status": "running"},
+        tables.query: {"id": "q", "study_id": "s", "feedback": "rating", "kind": "ordinary", "overlap": 1, "place": 0.5}
+        | {"left_segment": "x", "left_clip": "c", "left_num_frames": 2, "left_clip_fps": 5.0, "about": {}}
+        | {"num_taken": 1, "num_answers": 1},
+        tables.annotator: {"id": "a", "study_id": "s", "arm": "", "stage": "done", "num_answered": 1, "panel": {}}
+        | {"num_assigned": 1, "completion_code": "", "seen_at": 1.0},
+        tables.assignment: names | {"id": "d", "repeat": 0, "is_flipped": False, "number": 0, "state": "answered"},
+        tables.answer: names
+        | {"id": "w", "assignment_id": "d", "rating": 0.5, "is_undone": False, "answered_at": 2.0}
+        | dict.fromkeys(("response_ms", "watched_ms", "num_replays", "speed", "overlay_ms"), 3),
+    }
+    with first.write() as connection:
+        for table, values in rows.items():
+            known = {name: value for name, value in times.items() if name in table.c}
+            connection.execute(table.insert().values(known | values))
+    first.close()
+    store = LabelStore(url)
+    (row,) = store.work.answers("s").answers
+    assert (row.rating, row.overlay, row.overlay_ms) == (0.5, "", 3)
+    assert store.studies.query("s", "q").left_overlays is None
+    store.close()
 
 
 def test_several_replicas_may_start_at_once(url):

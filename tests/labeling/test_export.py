@@ -21,7 +21,7 @@ from themis_ray.labeling.study import Arm, StudyConfig
 from themis_ray.labeling.transfer import export_study, import_study
 from themis_ray.wire import NewQuery
 
-STUDY = StudyConfig(id="walker", title="Which walks better?", arms=(Arm(name="map", overlay="saliency"),))
+STUDY = StudyConfig(id="walker", title="Which walks better?", arms=(Arm(name="map", overlay="reward-saliency"),))
 ABOUT = {
     "env_id": "Walker2d-v5",
     "run": "r3",
@@ -44,7 +44,16 @@ def make_rows():
         "q3": NewQuery.model_validate(new_query(3, id="q3") | {"right": None, "feedback": "steps"}),
     }
     answers = [
-        make_answer(1, "q1", arm="map", is_flipped=True, response_ms=1234, overlay_ms=99, speed=0.1 + 0.2),
+        make_answer(
+            1,
+            "q1",
+            arm="map",
+            is_flipped=True,
+            response_ms=1234,
+            overlay="reward-saliency",
+            overlay_ms=99,
+            speed=0.1 + 0.2,
+        ),
         make_answer(2, "q2", "a2", "equal", kind="gold"),
         make_answer(3, "q1", "a1", "skip", repeat=1, answered_at=datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)),
         make_answer(4, "q3", "a2", None, feedback="steps", steps=(1, 0, -1)),
@@ -60,7 +69,7 @@ def test_a_row_leads_back_to_where_the_answer_comes_from():
     row = make_rows()[0]
     assert (row.left_id, row.right_id) == ("left-1", "right-1")
     assert (row.left_clip, row.right_clip) == (clip_name(0), clip_name(1))
-    assert (row.arm, row.overlay, row.is_flipped, row.weight) == ("map", "saliency", True, 0.25)
+    assert (row.arm, row.overlay, row.is_flipped, row.weight) == ("map", "reward-saliency", True, 0.25)
     assert (row.env_id, row.run, row.checkpoint, row.reward_version, row.seed) == ("Walker2d-v5", "r3", "12", 4, 7)
     assert json.loads(row.about) == ABOUT
     assert make_rows()[1].seed is None

@@ -52,7 +52,7 @@ def make_study(num_answers=600, num_people=12, seed=0, **changes):
             "title": "Which walks better?",
             "overlap": 3,
             "gold_share": 0.1,
-            "arms": (Arm(name="plain"), Arm(name="heatmap", overlay="saliency")),
+            "arms": (Arm(name="plain"), Arm(name="heatmap", overlay="reward-saliency")),
             **changes,
         }
     )
@@ -74,7 +74,8 @@ def make_study(num_answers=600, num_people=12, seed=0, **changes):
                 arm=("plain", "heatmap")[person % 2],
                 is_flipped=bool(rng.integers(2)),
                 response_ms=int(1000 * rng.lognormal(1.5, 0.5)),
-                overlay_ms=2000 * (person % 2),
+                overlay="reward-saliency" if person % 2 and number % 5 else "",
+                overlay_ms=2000 * (person % 2) if number % 5 else 0,
             )
         )
     return answers, study, gold
@@ -156,7 +157,9 @@ def test_measures_of_a_made_up_study():
     assert report.position_bias.p_value > 0.01
     assert [arm.arm for arm in report.arms] == ["plain", "heatmap"]
     assert sum(arm.num_answers for arm in report.arms) == report.counts.num_answers == 600
-    assert [arm.median_overlay_s for arm in report.arms] == [0.0, 2.0]
+    assert [arm.median_overlay_s for arm in report.arms] == [None, 2.0]
+    assert report.arms[0].num_explained == 0
+    assert 0 < report.arms[1].num_explained < report.arms[1].num_answers
     assert sum(report.times.counts) == 600
     assert report.times.quantiles_s["50%"] == pytest.approx(np.exp(1.5), rel=0.1)
     assert report.rate[-1].starts_at + timedelta(seconds=report.bucket_s) > answers[-1].answered_at

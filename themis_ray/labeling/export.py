@@ -81,7 +81,7 @@ class AnswerRow(Wire):
     gold_choice: Choice | None
     annotator_id: LongId
     arm: str
-    overlay: str = Field(description="Name of the explanation that the arm shows.")
+    overlay: str = Field(max_length=64, description="Name of the explanation that was shown with it; empty for none.")
     is_flipped: bool
     repeat: int = Field(ge=0)
     response_ms: int = Field(ge=0)
@@ -133,7 +133,6 @@ def answer_rows(
         study: The study.
         weights: Of people, by id; None: as the answers say.
     """
-    overlays = {arm.name: arm.overlay for arm in study.arms}
     for answer in answers:
         if answer.is_undone or answer.kind == "practice":
             continue
@@ -150,7 +149,6 @@ def answer_rows(
             right_num_frames=query.right.num_frames if query.right else None,
             clip_fps=query.left.clip_fps,
             gold_choice=query.gold_choice,
-            overlay=overlays.get(answer.arm, ""),
             weight=weight,
             **values,
             **_origin(query.about),

@@ -128,7 +128,10 @@ class ArmReport(Row):
     position_bias: Share
     consistency: Share
     median_s: float | None
-    median_overlay_s: float | None = Field(description="How long the explanation was shown per answer.")
+    num_explained: int = Field(description="Answers with which an explanation was shown.")
+    median_overlay_s: float | None = Field(
+        description="How long clips moved with it, the median of these answers; None where there are none."
+    )
 
 
 class StudyReport(Row):
@@ -162,6 +165,7 @@ class _Columns:
     is_flipped: NDArray[np.bool_]
     repeats: NDArray[np.int64]
     response_ms: NDArray[np.int64]
+    is_explained: NDArray[np.bool_]
     overlay_ms: NDArray[np.int64]
     times: NDArray[np.float64]
     gold: NDArray[np.str_]
@@ -181,6 +185,7 @@ class _Columns:
             is_flipped=np.array([row.is_flipped for row in answers], np.bool_),
             repeats=np.array([row.repeat for row in answers], np.int64),
             response_ms=np.array([row.response_ms for row in answers], np.int64),
+            is_explained=np.array([bool(row.overlay) for row in answers], np.bool_),
             overlay_ms=np.array([row.overlay_ms for row in answers], np.int64),
             times=np.array([row.answered_at.timestamp() for row in answers], np.float64),
             gold=words(gold.get(row.query_id, "") for row in answers),
@@ -482,7 +487,8 @@ def _arms(columns: _Columns, study: StudyConfig) -> tuple[ArmReport, ...]:
                 position_bias=_position_bias(part),
                 consistency=_consistency(part),
                 median_s=_median_s(part.response_ms),
-                median_overlay_s=_median_s(part.overlay_ms),
+                num_explained=int(part.is_explained.sum()),
+                median_overlay_s=_median_s(part.overlay_ms[part.is_explained]),
             )
         )
     return tuple(reports)

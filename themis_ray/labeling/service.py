@@ -86,19 +86,25 @@ class Service:
         )
 
     def _assignment(self, desk: Desk, assignment: Assignment) -> AssignmentView:
-        study_id = desk.annotator.study.id
+        study_id, overlay = desk.annotator.study.id, desk.annotator.overlay
         return AssignmentView(
             assignment_id=assignment.id,
             feedback=assignment.feedback,
-            left=self._clip(study_id, assignment.left),
-            right=None if assignment.right is None else self._clip(study_id, assignment.right),
+            left=self._clip(study_id, assignment.left, overlay),
+            right=None if assignment.right is None else self._clip(study_id, assignment.right, overlay),
             is_practice=assignment.is_practice,
             leased_until=assignment.leased_until,
-            overlay=desk.annotator.overlay,
+            overlay=overlay if overlay in assignment.left.overlays else "",
         )
 
-    def _clip(self, study_id: str, clip: Clip) -> ClipView:
-        return ClipView(url=self.clip_url(study_id, clip.name), num_frames=clip.num_frames, clip_fps=clip.clip_fps)
+    def _clip(self, study_id: str, clip: Clip, overlay: str) -> ClipView:
+        explained = clip.overlays.get(overlay)
+        return ClipView(
+            url=self.clip_url(study_id, clip.name),
+            num_frames=clip.num_frames,
+            clip_fps=clip.clip_fps,
+            overlay_url=None if explained is None else self.clip_url(study_id, explained),
+        )
 
     def entrance(self, study: StudyRow) -> str:
         """Returns the path of a study's entrance, which works as long as the study does."""

@@ -152,14 +152,14 @@ class MeasuredHttp:
         body, cookie = await self._fetch(route, call.method, url, headers, rng, call.json, call.parameters)
         return call.read(body), cookie
 
-    async def get_clip(self, clip: ClipView, rng: np.random.Generator) -> None:
-        """Fetches a clip and forgets it.
+    async def get_clip(self, url: str, rng: np.random.Generator) -> None:
+        """Fetches the clip of an address and forgets it.
 
         Raises:
             RefusedError: It is not shown.
             UnreachableError: It did not come.
         """
-        await self._fetch(CLIP_ROUTE, "GET", urljoin(self._plan.url + "/", clip.url), {}, rng, None, {})
+        await self._fetch(CLIP_ROUTE, "GET", urljoin(self._plan.url + "/", url), {}, rng, None, {})
 
     async def _fetch(
         self,
@@ -314,12 +314,12 @@ class SimulatedAnnotator:
         return receipt.work
 
     def _prefetch(self, assignment: AssignmentView) -> None:
-        for side in (assignment.left, assignment.right):
-            if side is not None and side.url not in self._clips:
-                fetch = self._http.get_clip(side, self._rng) if self._plan.gets_clips else asyncio.sleep(0)
+        for url in _urls(assignment):
+            if url not in self._clips:
+                fetch = self._http.get_clip(url, self._rng) if self._plan.gets_clips else asyncio.sleep(0)
                 task = asyncio.ensure_future(fetch)
                 task.add_done_callback(lambda done: done.cancelled() or done.exception())
-                self._clips[side.url] = task
+                self._clips[url] = task
 
     async def _make_answer(self, assignment: AssignmentView, think_s: float) -> NewAnswer:
         study = self._plan.study
@@ -335,11 +335,13 @@ class SimulatedAnnotator:
             is_good = np.resize(rewards[0] > np.median(rewards[0]), assignment.left.num_frames)
             said["steps"] = tuple(np.where(is_good, 1, -1).tolist())
         milliseconds = int(1000.0 * think_s)
+        watched_ms = max(milliseconds, int(1000.0 * study.min_watched_s) + 1)
         return NewAnswer(
             answer_id=str(uuid.uuid4()),
             assignment_id=assignment.assignment_id,
             response_ms=milliseconds,
-            watched_ms=max(milliseconds, int(1000.0 * study.min_watched_s) + 1),
+            watched_ms=watched_ms,
+            overlay_ms=watched_ms if assignment.overlay else 0,
             count=NUM_HELD,
             **said,
         )
@@ -365,7 +367,8 @@ class SimulatedAnnotator:
 
 
 def _urls(assignment: AssignmentView) -> list[str]:
-    return [side.url for side in (assignment.left, assignment.right) if side is not None]
+    sides = [side for side in (assignment.left, assignment.right) if side is not None]
+    return [url for side in sides for url in (side.url, side.overlay_url) if url is not None]
 
 
 def _clip_name(clip: ClipView) -> str:

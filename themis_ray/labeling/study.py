@@ -97,7 +97,11 @@ class Arm(Part):
     """A group of annotators that sees the same."""
 
     name: Slug = Field(description="Stored with every answer.")
-    overlay: str = Field(default="", max_length=64, description="Name of the explanation shown; empty for none.")
+    overlay: str = Field(
+        default="",
+        max_length=64,
+        description="Explanation shown on the clips: OF or OF-METHOD, such as reward-kernel_shap; empty for none.",
+    )
 
 
 class Panel(Part):

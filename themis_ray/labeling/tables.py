@@ -79,10 +79,12 @@ query = Table(
     Column("left_clip", String(64), nullable=False),
     Column("left_num_frames", Integer, nullable=False),
     Column("left_clip_fps", Float, nullable=False),
+    Column("left_overlays", JSON(none_as_null=True)),  # explained clips by explanation
     Column("right_segment", ID),
     Column("right_clip", String(64)),
     Column("right_num_frames", Integer),
     Column("right_clip_fps", Float),
+    Column("right_overlays", JSON(none_as_null=True)),
     Column("overlap", Integer, nullable=False),
     Column("num_taken", Integer, nullable=False),  # answers that count, and leases that have not run out
     Column("num_answers", Integer, nullable=False),
@@ -155,6 +157,7 @@ answer = Table(
     Column("watched_ms", Integer, nullable=False),
     Column("num_replays", Integer, nullable=False),
     Column("speed", Float, nullable=False),
+    Column("overlay", String(64)),  # the explanation that was shown
     Column("overlay_ms", Integer, nullable=False),
     Column("answered_at", Float, nullable=False),
     ForeignKeyConstraint(["assignment_id"], ["assignment.id"]),

@@ -75,7 +75,8 @@ def _queries(store: LabelStore, study_id: str) -> dict[str, NewQuery]:
 def _query(row: Any) -> NewQuery:
     def side(name: str) -> NewSide:
         values = {field: getattr(row, f"{name}_{field}") for field in ("clip", "num_frames", "clip_fps")}
-        return NewSide(segment_id=getattr(row, f"{name}_segment"), **values)
+        overlays = getattr(row, f"{name}_overlays") or {}
+        return NewSide(segment_id=getattr(row, f"{name}_segment"), overlays=overlays, **values)
 
     return NewQuery(
         id=row.id,

@@ -88,6 +88,7 @@ class SideView(Wire):
     url: str
     num_frames: int
     clip_fps: float
+    overlays: dict[str, str] = Field(default={}, description="Addresses of the same clip explained, by explanation.")
 
 
 class QueryView(Wire):
@@ -322,22 +323,8 @@ def get_query(
 
 def query_view(service: Service, row: Any) -> QueryView:
     """Returns a query as it is sent, without its answers."""
-    left = SideView(
-        segment_id=row.left_segment,
-        clip=row.left_clip,
-        url=service.clip_url(row.study_id, row.left_clip),
-        num_frames=row.left_num_frames,
-        clip_fps=row.left_clip_fps,
-    )
-    right = None
-    if row.right_clip is not None:
-        right = SideView(
-            segment_id=row.right_segment,
-            clip=row.right_clip,
-            url=service.clip_url(row.study_id, row.right_clip),
-            num_frames=row.right_num_frames,
-            clip_fps=row.right_clip_fps,
-        )
+    left = _side_view(service, row, "left")
+    right = None if row.right_clip is None else _side_view(service, row, "right")
     return QueryView(
         left=left,
         right=right,
@@ -345,6 +332,20 @@ def query_view(service: Service, row: Any) -> QueryView:
             name: getattr(row, name)
             for name in ("id", "feedback", "kind", "gold_choice", "overlap", "num_taken", "num_answers", "about")
         },
+    )
+
+
+def _side_view(service: Service, row: Any, name: str) -> SideView:
+    segment, clip, num_frames, clip_fps, overlays = (
+        getattr(row, f"{name}_{field}") for field in ("segment", "clip", "num_frames", "clip_fps", "overlays")
+    )
+    return SideView(
+        segment_id=segment,
+        clip=clip,
+        url=service.clip_url(row.study_id, clip),
+        num_frames=num_frames,
+        clip_fps=clip_fps,
+        overlays={overlay: service.clip_url(row.study_id, file) for overlay, file in (overlays or {}).items()},
     )
 
 

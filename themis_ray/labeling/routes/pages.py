@@ -114,7 +114,8 @@ class Person:
     def page(self, template: str, status: int = 200, **context: object) -> Response:
         """Returns a page for this person."""
         session = session_view(self.service, self.cookie, self.annotator)
-        return _page(self.service, template, status, session=session, study=self.config, **context)
+        overlay = self.annotator.overlay
+        return _page(self.service, template, status, session=session, study=self.config, overlay=overlay, **context)
 
     def questions(self, which: str, values: Mapping[str, str], problems: Mapping[str, str]) -> Response:
         """Returns the questions before or after the work, with what was answered and what is wrong with it."""
@@ -274,7 +275,9 @@ def work(service: ServiceOf, person: PersonOrNobody) -> Response:
 @router.get("/help")
 def show_help(service: ServiceOf, person: PersonOrNobody) -> Response:
     """Keys, what is good to know, and the way out."""
-    return _page(service, "help.html", session=None, study=None) if person is None else person.page("help.html")
+    if person is None:
+        return _page(service, "help.html", session=None, study=None, overlay="")
+    return person.page("help.html")
 
 
 @router.post("/consent")

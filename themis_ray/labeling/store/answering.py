@@ -58,6 +58,7 @@ _FIND_ASSIGNMENT = (
         _QUERY.feedback,
         _QUERY.gold_choice,
         _QUERY.left_num_frames,
+        _QUERY.left_overlays,
     )
     .join(tables.query, ON_QUERY)
     .where(_ASSIGNMENT.id == bindparam("assignment_id"), _ASSIGNMENT.annotator_id == bindparam("annotator_id"))
@@ -182,8 +183,14 @@ def _count(connection: Connection, row: Any, change: int) -> None:
         count_answer(connection, row.study_id, row.query_id, change)
 
 
-def insert_answer(connection: Connection, row: Any, new: NewAnswer) -> None:
+def insert_answer(connection: Connection, row: Any, new: NewAnswer, overlay: str) -> None:
     """Stores an answer to an assignment.
+
+    Args:
+        connection: The caller's transaction.
+        row: From `find_assignment`.
+        new: The answer.
+        overlay: The explanation of the person's arm, which was shown if the query has it.
 
     Raises:
         ConflictError: Somebody else's answer has this id.
@@ -198,6 +205,7 @@ def insert_answer(connection: Connection, row: Any, new: NewAnswer) -> None:
         "steps": None if new.steps is None else list(new.steps),
         "actions": None if new.actions is None else list(new.actions),
         "is_undone": False,
+        "overlay": overlay if overlay in (row.left_overlays or {}) else None,
         "answered_at": time.time(),
         **{name: getattr(new, name) for name in _COPIED},
     }

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -139,12 +140,21 @@ _INSERT_ASSIGNMENT = insert(tables.assignment)
 
 @dataclass(frozen=True)
 class Clip:
-    """One side of a query."""
+    """One side of a query.
+
+    Attributes:
+        segment_id: What it shows.
+        name: Of its file.
+        num_frames: Frames.
+        clip_fps: Frames per second.
+        overlays: Names of the files of the same clip with an explanation, by explanation.
+    """
 
     segment_id: str
     name: str
     num_frames: int
     clip_fps: float
+    overlays: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -355,11 +365,11 @@ def _save(connection: Connection, annotator: Annotator) -> None:
 
 
 def _assignment(row: Any, query_id: str, assignment_id: str, is_flipped: bool, leased_until: float) -> Assignment:
-    left = Clip(row.left_segment, row.left_clip, row.left_num_frames, row.left_clip_fps)
+    left = Clip(row.left_segment, row.left_clip, row.left_num_frames, row.left_clip_fps, row.left_overlays or {})
     right = (
         None
         if row.right_clip is None
-        else Clip(row.right_segment, row.right_clip, row.right_num_frames, row.right_clip_fps)
+        else Clip(row.right_segment, row.right_clip, row.right_num_frames, row.right_clip_fps, row.right_overlays or {})
     )
     if is_flipped and right is not None:
         left, right = right, left

@@ -96,6 +96,7 @@ def _stored(row: Any) -> StoredAnswer:
         watched_ms=row.watched_ms,
         num_replays=row.num_replays,
         speed=row.speed,
+        overlay=row.overlay or "",
         overlay_ms=row.overlay_ms,
         assigned_at=datetime.fromtimestamp(row.assigned_at, UTC),
         answered_at=datetime.fromtimestamp(row.answered_at, UTC),

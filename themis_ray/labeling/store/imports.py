@@ -190,7 +190,7 @@ def _assignment(study_id: str, row: AnswerRow) -> dict[str, Any]:
 
 
 def _answer(study_id: str, row: AnswerRow) -> dict[str, Any]:
-    copied = ("rating", "reset_seed", "response_ms", "watched_ms", "num_replays", "speed", "overlay_ms")
+    copied = ("rating", "reset_seed", "response_ms", "watched_ms", "num_replays", "speed", "overlay", "overlay_ms")
     return {
         "id": row.answer_id,
         "assignment_id": _assignment_id(row),

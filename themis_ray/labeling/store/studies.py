@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from themis_ray.labeling.store.access import write_audit
 from themis_ray.labeling.store.draws import draw
 from themis_ray.labeling.store.errors import ConflictError, NotFoundError, WrongError
 from themis_ray.labeling.study import StudyConfig
-from themis_ray.wire import NewQuery
+from themis_ray.wire import EXPLAINED, EXPLANATION_METHODS, OVERLAY_PATTERN, NewQuery
 
 __all__ = ["Activity", "Status", "Studies", "StudyCounts", "StudyRow", "make_study", "read_study", "to_study"]
 
@@ -114,6 +115,7 @@ class Studies:
 
         Raises:
             ConflictError: Another study has this id.
+            WrongError: An arm shows an explanation that there is not.
         """
         with self._database.write() as connection:
             values = {
@@ -126,6 +128,7 @@ class Studies:
             is_new = self._insert_new(connection, tables.study, [values]) == 1
             study = read_study(connection, config.id)
             if is_new:
+                _check_arms(config)
                 write_audit(connection, actor, "study.create", config.id, {"title": config.title})
             elif not _is_same(study.config, config):
                 raise ConflictError(
@@ -377,8 +380,32 @@ def _is_same(known: StudyConfig, given: StudyConfig) -> bool:
     return known == given.model_copy(update=extended)
 
 
+def _check_arms(config: StudyConfig) -> None:
+    for arm in config.arms:
+        if arm.overlay and not re.fullmatch(OVERLAY_PATTERN, arm.overlay):
+            raise WrongError(
+                f"arm {arm.name!r} shows overlay {arm.overlay!r}, which is none. Give OF or OF-METHOD with OF of "
+                f"{', '.join(EXPLAINED)}, and METHOD of {', '.join(EXPLANATION_METHODS)}."
+            )
+        if arm.overlay and config.feedback == "demonstration":
+            raise WrongError(f"arm {arm.name!r} shows overlay {arm.overlay!r}, but demonstrations have no clips.")
+
+
+def _check_overlays(study: StudyRow, query: NewQuery) -> None:
+    """Refuses explanations that nobody would see, and pairs of which one side alone is explained."""
+    shown = {arm.overlay for arm in study.config.arms if arm.overlay}
+    unknown = query.left.overlays.keys() - shown
+    if unknown:
+        known = f"Its arms show {', '.join(sorted(shown))}." if shown else "Its arms show none."
+        raise WrongError(f"query {query.id} has overlay {min(unknown)!r}, which no arm of {study.id!r} shows. {known}")
+    if query.right is not None and query.left.overlays.keys() != query.right.overlays.keys():
+        one_sided = min(query.left.overlays.keys() ^ query.right.overlays.keys())
+        raise WrongError(f"query {query.id} has overlay {one_sided!r} on one side only. Send it for both or none.")
+
+
 def _check_queries(connection: Connection, study: StudyRow, queries: Sequence[NewQuery]) -> None:
-    named = {side.clip for query in queries for side in (query.left, query.right) if side is not None}
+    sides = [side for query in queries for side in (query.left, query.right) if side is not None]
+    named = {name for side in sides for name in (side.clip, *side.overlays.values())}
     missing = named - _known_clips(connection, study.id, sorted(named))
     if missing:
         raise WrongError(
@@ -395,6 +422,7 @@ def _check_queries(connection: Connection, study: StudyRow, queries: Sequence[Ne
             raise WrongError(f"query {query.id}: gold and practice pairs need gold_choice, ordinary ones have none.")
         if query.gold_choice is Choice.SKIP:
             raise WrongError(f"query {query.id}: the right answer cannot be skip.")
+        _check_overlays(study, query)
 
 
 def _known_clips(connection: Connection, study_id: str, names: Sequence[str]) -> set[str]:
@@ -426,5 +454,6 @@ def _query_values(study_id: str, query: NewQuery, overlap: int, now: float) -> d
             f"{name}_clip": side.clip if side else None,
             f"{name}_num_frames": side.num_frames if side else None,
             f"{name}_clip_fps": side.clip_fps if side else None,
+            f"{name}_overlays": side.overlays or None if side else None,
         }
     return values

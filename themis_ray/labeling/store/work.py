@@ -82,7 +82,7 @@ class Work:
             annotator, feedback = take_answer(connection, annotator, row, new)
             desk = self._assigner.fill(connection, annotator, new.count, is_changed=True, num_pending=1)
             self._database.lock_answers(connection, annotator.study.id)
-            insert_answer(connection, row, new)
+            insert_answer(connection, row, new, annotator.overlay)
             return Receipt(False, desk, feedback)
 
     @repeated

@@ -2,7 +2,7 @@
 
 import { pause, retryAfterS } from "./api.js";
 
-const NUM_KEPT = 16;
+const NUM_KEPT = 32;
 const kept = new Map();
 
 // Addresses are signed anew; what stands before the question mark names the content.

@@ -100,8 +100,11 @@ class Desk {
     let prepared = this.#prepared.get(assignment.assignment_id);
     if (!prepared) {
       const views = [assignment.left, assignment.right].filter(Boolean);
-      prepared = Promise.all(views.map((view) => fetchClip(view.url))).then(async (addresses) => {
-        const player = new Player(views, addresses);
+      const isExplained = views.every((view) => view.overlay_url);
+      const reels = [views.map((view) => view.url), ...(isExplained ? [views.map((view) => view.overlay_url)] : [])];
+      prepared = Promise.all(reels.map((urls) => Promise.all(urls.map(fetchClip)))).then(async (addresses) => {
+        const player = new Player(views, ...addresses);
+        player.addEventListener("reel", () => this.#putReel(player));
         await player.loaded();
         return player;
       });
@@ -164,7 +167,7 @@ class Desk {
     this.#turn++;
     this.#isBusy = true;
     this.#clear();
-    const current = { assignment, player: null, isAnswered: false, firstShownAt: 0, numReplays: 0, overlayMs: 0 };
+    const current = { assignment, player: null, isAnswered: false, firstShownAt: 0, numReplays: 0 };
     this.#current = current;
     const mode = this.#modes[assignment.feedback];
     byId("waiting").hidden = true;
@@ -201,18 +204,17 @@ class Desk {
     current.firstShownAt = performance.now();
     this.#isBusy = false;
     const number = assignment.is_practice ? "Practice" : `${this.#numAnswered + this.#outbox.size + 1} of ${this.#settings.numTotal}`;
-    announce(`${isPair ? "Pair" : "Clip"} ${number}`);
+    announce(`${isPair ? "Pair" : "Clip"} ${number}${current.player?.hasExplanation ? ", with an explanation" : ""}`);
     this.#showAnswerable();
   }
 
   /** Puts a pair's videos on the screens and lets them run. */
   async #put(current) {
-    const { player, assignment } = current;
-    const screens = assignment.right ? ["screen-left", "screen-right"] : ["screen-single"];
-    player.pictures.forEach((pictures, index) => byId(screens[index]).replaceChildren(...pictures));
+    const { player } = current;
+    player.reset();  // After undo it is shown again.
+    this.#putReel(player);
     this.stage.dataset.shape = player.isWide ? "wide" : "square";
     this.stage.classList.remove("loading");
-    player.watchedMs = player.numLoops = player.numDriftSamples = player.maxDriftFrames = 0;  // After undo it is shown again.
     player.speed = this.#speed;
     player.isLooping = !WANTS_CALM.matches;
     player.addEventListener("change", () => this.#showMoving());
@@ -223,6 +225,14 @@ class Desk {
       void player.replay();
       await Promise.race([shown, pause(3000)]);
     }
+  }
+
+  /** Puts the videos of a player on the screens: those with the explanation, or those without. */
+  #putReel(player) {
+    if (this.#current?.player !== player) return;
+    const screens = this.#current.assignment.right ? ["screen-left", "screen-right"] : ["screen-single"];
+    player.pictures.forEach((pictures, index) => byId(screens[index]).replaceChildren(...pictures));
+    this.#showExplained();
   }
 
   #clear() {
@@ -274,7 +284,7 @@ class Desk {
       watched_ms: Math.min(watchedMs, 86400000),
       num_replays: current.numReplays,
       speed: this.#speed,
-      overlay_ms: assignment.overlay ? watchedMs : 0,
+      overlay_ms: Math.min(Math.round(player?.explainedMs ?? 0), 86400000),
       count: NUM_HELD,
     };
     this.#done.add(assignment.assignment_id);
@@ -383,6 +393,14 @@ class Desk {
     byId("press-play").hidden = isMoving || !WANTS_CALM.matches || Boolean(this.#current?.player?.watchedMs);
   }
 
+  #showExplained() {
+    const player = this.#current?.player;
+    const button = byId("explanation");
+    button.hidden = !player?.hasExplanation;
+    byId("explanation-does").textContent = player?.isExplained ? "Hide" : "Show";
+    this.stage.dataset.explained = String(Boolean(player?.isExplained));
+  }
+
   #showProgress() {
     const total = Number(this.#settings.numTotal);
     const isPractice = this.#stageName === "practice";
@@ -418,7 +436,7 @@ class Desk {
       this.#maxDrift = Math.max(this.#maxDrift, player.maxDriftFrames);
       Object.assign(this.stage.dataset, {
         driftFrames: player.maxDriftFrames, maxDriftFrames: this.#maxDrift, numDriftSamples: player.numDriftSamples,
-        numLoops: player.numLoops, frames: player.shownFrames.join(" "), watchedMs: Math.round(player.watchedMs),
+        numLoops: player.numLoops, frames: player.shownFrames.join(" "), watchedMs: Math.round(player.watchedMs), explainedMs: Math.round(player.explainedMs),
         assignment: this.#current.assignment.assignment_id,
       });
     }
@@ -463,6 +481,7 @@ class Desk {
     else if (key === "p" || key === "k") this.#do("pause");
     else if (key === ",") this.#do("back");
     else if (key === ".") this.#do("forward");
+    else if (key === "h" && this.#current?.player?.hasExplanation) this.#do("explain");
     else if (key === "[" || key === "]") {
       const index = SPEEDS.indexOf(this.#speed) + (key === "]" ? 1 : -1);
       this.#setSpeed(SPEEDS[Math.max(0, Math.min(index, SPEEDS.length - 1))]);
@@ -478,7 +497,11 @@ class Desk {
       this.#current.numReplays++;
       void player.replay();
     } else if (what === "pause") player.isMoving ? player.pause() : void player.play();
-    else void player.step(what === "back" ? -1 : 1);
+    else if (what === "explain") {
+      void player.explain(!player.isExplained);
+      this.#showExplained();
+      announce(player.isExplained ? "Explanation shown." : "Explanation hidden.");
+    } else void player.step(what === "back" ? -1 : 1);
     this.#showMoving();
   }
 

@@ -130,15 +130,20 @@ class Track {
   }
 }
 
-/** Events: `change` (moving or still), `shown` (the first pictures are there), `frame` (others are), `loop`. */
+/**
+ * Events: `change` (moving or still), `shown` (the first pictures are there), `frame` (others are), `loop`, `reel` (with or
+ * without the explanation: `pictures` are others).
+ */
 export class Player extends EventTarget {
   watchedMs = 0;
+  explainedMs = 0;    // Of these, with the explanation.
   numLoops = 0;
   maxDriftFrames = 0;
   numDriftSamples = 0;
   isLooping = true;
 
-  #tracks;
+  #reels;             // The clips, and the same clips with an explanation if there is one.
+  #tracks;            // One of the reels: the explained one to begin with.
   #speed = 1;
   #state = "still";  // moving, holding, seeking
   #wantsToMove = false;
@@ -150,15 +155,20 @@ export class Player extends EventTarget {
   #job = 0;
   #aim = null;
   #isFresh = true;
+  #numTurning = 0;
 
-  constructor(views, addresses) {
+  /** Addresses: those of each view's clip, and where all have one, those of the clips with an explanation. */
+  constructor(views, ...addresses) {
     super();
-    this.#tracks = views.map((view, index) => new Track(view, addresses[index]));
+    this.#reels = addresses.map((reel) => views.map((view, index) => new Track(view, reel[index])));
+    this.#tracks = this.#reels.at(-1);
   }
 
   /** What is put on the page for each clip. */
   get pictures() { return this.#tracks.map((track) => [track.video, track.canvas]); }
-  get isWide() { return this.#tracks[0].video.videoWidth > this.#tracks[0].video.videoHeight * 1.2; }
+  get hasExplanation() { return this.#reels.length > 1; }
+  get isExplained() { return this.#tracks === this.#reels[1]; }
+  get isWide() { return this.#reels.some(([{ video }]) => video.videoWidth > video.videoHeight * 1.2); }
   get isMoving() { return this.#wantsToMove; }
   get duration() { return Math.max(...this.#tracks.map((track) => track.duration)); }
   get numFrames() { return Math.max(...this.#tracks.map((track) => track.numFrames)); }
@@ -167,7 +177,27 @@ export class Player extends EventTarget {
   get share() { return Math.min(1, (this.frame + 1) / this.numFrames); }
   get #longest() { return this.#tracks.reduce((a, b) => (b.duration > a.duration ? b : a)); }
 
-  loaded() { return Promise.all(this.#tracks.map((track) => track.loaded())); }
+  loaded() { return Promise.all(this.#reels.flat().map((track) => track.loaded())); }
+
+  /** Begins anew: nothing was watched yet, and the explanation is there. */
+  reset() {
+    this.watchedMs = this.explainedMs = this.numLoops = this.numDriftSamples = this.maxDriftFrames = 0;
+    this.#tracks = this.#reels.at(-1);
+  }
+
+  /** Shows the clips with the explanation or without it, from the frame on at which they are. */
+  async explain(isShown) {
+    const tracks = this.#reels[isShown ? 1 : 0];
+    if (!tracks || tracks === this.#tracks) return;
+    const frame = this.#aim ?? this.frame;
+    this.#halt();
+    this.#tracks = tracks;
+    this.#numTurning++;
+    const isThere = await this.#goTo(frame);
+    this.#numTurning--;
+    this.#tell("reel");
+    if (isThere && this.#wantsToMove) await this.#go();
+  }
 
   set speed(speed) {
     this.#speed = speed;
@@ -178,13 +208,15 @@ export class Player extends EventTarget {
     if (this.#wantsToMove) return;
     this.#wantsToMove = true;
     this.#tell("change");
+    if (this.#numTurning) return;  // Goes on by itself.
     if (this.#tracks.every((track) => track.isAtEnd)) await this.#restart();
     else await this.#go();
   }
 
   pause() {
     if (!this.#wantsToMove) return;
-    this.#stop();
+    if (this.#numTurning) this.#wantsToMove = false;
+    else this.#stop();
     this.#tell("change");
   }
 
@@ -199,6 +231,11 @@ export class Player extends EventTarget {
     // A second press before the first has arrived goes on from where that one leads.
     const frame = Math.max(0, Math.min((this.#aim ?? this.frame) + frames, this.numFrames - 1));
     this.pause();
+    await this.#goTo(frame);
+  }
+
+  /** Shows a frame and stands still there; false where something else came in between. */
+  async #goTo(frame) {
     this.#aim = frame;
     const job = ++this.#job;
     const wanted = this.#tracks.map((track) => Math.min(frame, track.numFrames - 1));
@@ -214,20 +251,26 @@ export class Player extends EventTarget {
       }
       await pause(16);
     }
-    if (job !== this.#job) return;
+    if (job !== this.#job) return false;
     this.#aim = null;
     this.#tell("frame");
+    return true;
   }
 
   dispose() {
     this.#stop();
-    this.#tracks.forEach((track) => track.dispose());
+    this.#reels.flat().forEach((track) => track.dispose());
   }
 
   #stop() {
+    this.#wantsToMove = false;
+    this.#halt();
+  }
+
+  /** Stands still, for a moment or for longer. */
+  #halt() {
     this.#job++;
     this.#aim = null;
-    this.#wantsToMove = false;
     this.#state = "still";
     cancelAnimationFrame(this.#request);
     for (const { video } of this.#tracks) video.pause();
@@ -271,6 +314,7 @@ export class Player extends EventTarget {
     const passedMs = Math.max(0, Math.min(now - this.#lastTick, 250));
     this.#lastTick = now;
     this.watchedMs += passedMs;
+    if (this.isExplained) this.explainedMs += passedMs;
     this.#steer(passedMs / 1000);
     this.#show();
     this.#measure();
