@@ -10,9 +10,11 @@ from live_service import live_service
 from short_run import SHORT_RUN
 
 from themis_ray.cli import main
+from themis_ray.clips import read_clip
 from themis_ray.config import load_config
 from themis_ray.data import Choice, PreferenceDataset
 from themis_ray.errors import ThemisError
+from themis_ray.explaining import ExplainedRun
 from themis_ray.feedback import SAMPLERS
 from themis_ray.rllib import draw_queries, open_finished_run
 
@@ -110,6 +112,66 @@ def test_a_study_is_filled_from_a_run_answered_and_exported(run, service, tmp_pa
     assert "no status 'halted'" in themis("study", "status", "tea", "halted", code=2)
 
 
+@pytest.mark.ray
+def test_arms_of_a_study_show_explanations_of_the_run(run, service, monkeypatch):
+    arms = [{"name": "plain"}, {"name": "why", "overlay": "reward-saliency"}, {"name": "act", "overlay": "action"}]
+    service.study(id="why", arms=arms, overlap=3, queries_per_annotator=4)
+    monkeypatch.setenv("THEMIS_STUDY_TOKEN", service.token("why"))
+    monkeypatch.setenv("THEMIS_STUDY_URL", service.url)
+    add = ("study", "add-queries", "why", "--run", run, "-n", 4)
+    assert "4 ordinary queries about" in (output := themis(*add))
+    assert "explained by reward-saliency, action" in output
+    explained = set()
+    for row in service.store.studies.queries("why"):
+        for clip, num_frames, overlays in (
+            (row.left_clip, row.left_num_frames, row.left_overlays),
+            (row.right_clip, row.right_num_frames, row.right_overlays),
+        ):
+            assert overlays.keys() == {"reward-saliency", "action"}
+            frames = [read_clip(run / "clips" / name) for name in (clip, *overlays.values())]
+            assert [len(one) for one in frames] == [num_frames] * 3
+            assert frames[1].shape[2] > frames[0].shape[2], "bars stand beside the frame"
+            explained |= set(overlays.values())
+    scales = {path.name: path.read_text() for path in (run / "clips").glob("overlay-*.json")}
+    assert len(scales) == 2, "one scale for all queries that are sent together"
+
+    # The same command again draws nothing and explains nothing.
+    with monkeypatch.context() as patch:
+        patch.setattr(ExplainedRun, "explain", None)
+        patch.setattr("themis_ray.explaining.overlays.Replayer", None)
+        assert "explained by" in themis(*add)
+    assert "4 queries" in themis("study", "status", "why")
+    # Nor does what a killed command has drawn; the rest goes on the same scale, to the very same clip.
+    index = run / "clips" / "overlay-action.jsonl"
+    *others, last = index.read_text().splitlines(keepends=True)
+    index.write_text("".join(others) + last[: len(last) // 2])
+    calls = []
+    explain = ExplainedRun.explain
+    monkeypatch.setattr(
+        ExplainedRun, "explain", lambda self, how, segments: calls.append(len(segments)) or explain(self, how, segments)
+    )
+    themis(*add)
+    assert calls == [1]
+    assert json.loads(last)["clip"] in explained
+    assert json.loads(index.read_text().splitlines()[-1]) == json.loads(last)
+    assert {path.name: path.read_text() for path in (run / "clips").glob("overlay-*.json")} == scales
+
+    people = ("simulate-annotators", "--study", "why", "--n", 3, "--think-s", 0.01, "--idle-s", 0.5)
+    themis(*people)
+    shown = {row.arm: (row.overlay, row.overlay_ms > 0) for row in service.store.work.answers("why").answers}
+    assert shown == {"plain": ("", False), "why": ("reward-saliency", True), "act": ("action", True)}
+
+
+@pytest.mark.ray
+def test_an_explanation_that_the_run_cannot_give_is_refused_before_anything_is_drawn(run, service, monkeypatch):
+    service.study(id="conv", arms=[{"name": "a", "overlay": "reward-guided_grad_cam"}])
+    monkeypatch.setenv("THEMIS_STUDY_TOKEN", service.token("conv"))
+    output = themis("study", "add-queries", "conv", "--run", run, "-n", 2, "--url", service.url, code=2)
+    assert "guided_grad_cam cannot explain" in output
+    assert output.count("\n") == 1
+    assert service.store.studies.queries("conv") == []
+
+
 def test_answers_are_exported(service, tmp_path, monkeypatch):
     service.study(id="out")
     monkeypatch.setenv("THEMIS_STUDY_TOKEN", service.token("out"))
@@ -144,6 +206,11 @@ def test_a_study_is_made_where_the_service_keeps_its_data(tmp_path):
     assert "export THEMIS_STUDY_TOKEN=" in output
     source.write_text(yaml.safe_dump({"id": "cart", "title": "Other"}))
     assert "other settings" in themis("study", "create", source, "--data", data, code=2)
+    source.write_text(yaml.safe_dump({"id": "x", "title": "X", "arms": [{"name": "a", "overlay": "reward-shap"}]}))
+    output = themis("study", "create", source, "--data", data, code=2)
+    assert output.count("\n") == 1
+    assert "overlay 'reward-shap', which is none" in output
+    assert "kernel_shap" in output
 
 
 # ---------------------------------------------------------------- in the terminal

@@ -72,7 +72,7 @@ class FakeStudy:
 
     def reply(self, request, path):
         if (request.method, path) == ("GET", ""):
-            config = {"id": self.study, "feedback": "pairwise", "overlap": self.overlap}
+            config = {"id": self.study, "feedback": "pairwise", "overlap": self.overlap, "arms": []}
             return httpx.Response(200, json={"settings": config, "status": self.status})
         if request.method == "PUT" and path.startswith("/clips/"):
             self.clips[path.removeprefix("/clips/")] = request.content

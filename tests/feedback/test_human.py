@@ -156,7 +156,7 @@ def test_a_lost_or_broken_list_of_clips_costs_drawing_again(tmp_path, caplog):
     assert "1 lines" in caplog.text
     other = make_queries(1, start=9)[0].left
     assert set(clips.paths([segment, other])) == {segment.id, other.id}
-    assert len(SegmentClips(folder, LANTERN)._names) == 2
+    assert len(SegmentClips(folder, LANTERN).index) == 2
     first.unlink()
     assert SegmentClips(folder, LANTERN).paths([segment])[segment.id].is_file()
     assert SegmentClips(folder, LANTERN, clip_fps=30.0).paths([segment])[segment.id] != first

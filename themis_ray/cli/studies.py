@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -18,11 +18,12 @@ from themis_ray.cli.progress import late_progress, progress_bar
 from themis_ray.clips import CODECS
 from themis_ray.data import Choice, Query
 from themis_ray.errors import ConfigError, lookup
+from themis_ray.explaining import ExplainedRun, Output, OverlayClips
 from themis_ray.feedback import TEACHERS, SyntheticTeacher, TeacherParameters
 from themis_ray.feedback.query_sender import QuerySender
 from themis_ray.feedback.segment_clips import SegmentClips
 from themis_ray.feedback.study_client import StudyClient
-from themis_ray.rllib import draw_queries, open_finished_run
+from themis_ray.rllib import draw_queries
 from themis_ray.tracking import RunFolder
 from themis_ray.wire import QueryKind
 
@@ -205,14 +206,18 @@ def add_queries(
     token_env: str,
     debug: bool,
 ) -> None:
-    """Ask a study about pairs of segments of a run's newest episodes."""
+    """Ask a study about pairs of segments of a run's newest episodes.
+
+    Where arms of the study show explanations, those of the run's networks are drawn and sent with each clip.
+    """
     del debug
     lookup("codec", codec, CODECS)
     lookup("kind", kind, dict.fromkeys(("ordinary", "gold", "practice")))
     folder, config = RunFolder.open(run)
     with connect(url, token, token_env) as client:
-        client.study(study_id)  # refused now rather than after drawing
-        finished = open_finished_run(folder.path, config)
+        asked = client.study(study_id)  # refused now rather than after drawing
+        opened = ExplainedRun(folder.path, config)
+        finished = opened.run
         rng = np.random.default_rng(seed)
         queries = draw_queries(finished, sampler, num_queries, rng)
         golden = None
@@ -228,13 +233,25 @@ def add_queries(
             "seed": config.seed,
             "sampler": sampler,
         }
-        sender = QuerySender(client, study_id, SegmentClips(folder.path / "clips", config.env, codec, fps))
+        overlays = overlay_clips(asked, opened, queries, Output(folder.path / "clips", codec, fps))
+        draw = {name: clips.paths for name, clips in overlays.items()}
+        sender = QuerySender(client, study_id, SegmentClips(folder.path / "clips", config.env, codec, fps), draw)
         with late_progress(f"queries for {study_id}") as report:
             for start in range(0, len(queries), NUM_QUERIES_AT_ONCE):
                 part = queries[start : start + NUM_QUERIES_AT_ONCE]
                 sender.send([(query, about) for query in part], cast(QueryKind, kind), golden)
                 report((start + len(part)) / len(queries))
-    click.echo(f"Study {study_id} asks {len(queries)} {kind} queries about {run}.")
+    explained = f", explained by {', '.join(overlays)}" if overlays else ""
+    click.echo(f"Study {study_id} asks {len(queries)} {kind} queries about {run}{explained}.")
+
+
+def overlay_clips(
+    asked: Mapping[str, Any], run: ExplainedRun, queries: Sequence[Query], output: Output
+) -> dict[str, OverlayClips]:
+    """Returns what draws the explanations that a study's arms show, by name; all queries share a scale."""
+    names = dict.fromkeys(arm["overlay"] for arm in asked["settings"]["arms"] if arm["overlay"])
+    segments = [side for query in queries for side in (query.left, query.right)]
+    return {name: OverlayClips(run, name, segments, output) for name in names}
 
 
 def right_answers(queries: list[Query], rng: np.random.Generator) -> dict[str, Choice]:

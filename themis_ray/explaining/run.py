@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -83,6 +83,22 @@ class Explanation:
         lookup("subject", self.of, SUBJECTS)
         lookup("method", self.method, {**METHODS, INFLUENCE: None})
         lookup("baseline", self.baseline, BASELINES)
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """Returns the explanation that an overlay's name means: `OF` or `OF-METHOD`, such as `reward-kernel_shap`.
+
+        Raises:
+            UnknownNameError: There is no such subject or method.
+            ConfigError: The method draws nothing on a clip.
+        """
+        of, has_method, method = name.partition("-")
+        if method == INFLUENCE:
+            raise ConfigError(
+                f"overlay {name!r}: {INFLUENCE} draws nothing on a clip. Give OF or OF-METHOD with a method of "
+                f"{', '.join(METHODS)}."
+            )
+        return cls(of, method) if has_method else cls(of)
 
 
 class ExplainedRun:

@@ -80,6 +80,10 @@ class Studio:
         frames = self._replayer.frames(explained.segment)
         return draw_explanation(frames, explained, scales, self._look, meaning, texts)
 
+    def explained_clip(self, explained: ExplainedSegment, scales: Scales, meaning: str, texts: tuple[str, str]) -> Path:
+        """Writes the clip of a segment with what explains it."""
+        return self._write(self.explained_frames(explained, scales, meaning, texts))
+
     def page_clip(self, explained: ExplainedSegment, frames: NDArray[np.uint8], title: str) -> ExplainedClip:
         """Writes the clip and a strip of stills, and returns both for the page."""
         segment = explained.segment

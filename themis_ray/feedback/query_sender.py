@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,10 @@ from themis_ray.feedback.segment_clips import SegmentClips
 from themis_ray.feedback.study_client import StudyClient
 from themis_ray.wire import MAX_CLIP_FRAMES, NewQuery, NewSide, QueryKind
 
-__all__ = ["QuerySender"]
+__all__ = ["DrawClips", "QuerySender"]
+
+# Returns a clip of each segment by its id.
+DrawClips = Callable[[Sequence[Segment]], Mapping[str, Path]]
 
 
 class QuerySender:
@@ -25,12 +28,16 @@ class QuerySender:
         client: With a token of the study.
         study: Its id.
         clips: Where clips are kept.
+        overlays: What draws the clips with an explanation, frame by frame the same, by its name.
     """
 
-    def __init__(self, client: StudyClient, study: str, clips: SegmentClips) -> None:
+    def __init__(
+        self, client: StudyClient, study: str, clips: SegmentClips, overlays: Mapping[str, DrawClips] | None = None
+    ) -> None:
         self._client = client
         self._study = study
         self._clips = clips
+        self._overlays = dict(overlays or {})
         self._sent: set[Path] = set()
 
     def send(
@@ -47,13 +54,17 @@ class QuerySender:
             gold_choices: The right answers by id of the query; of gold and practice.
 
         Raises:
-            ConfigError: A segment is too long for a clip, or the environment draws no frames.
+            ConfigError: A segment is too long for a clip, the environment draws no frames, or cannot be explained.
             DataError: A segment cannot be replayed.
             TeacherError: The service cannot be reached, or refuses.
         """
         segments = {side.id: side for query, _ in queries for side in (query.left, query.right)}
         paths = self._clips.paths(list(segments.values()))
-        sides = {id_: self._send_clip(segments[id_], path) for id_, path in paths.items()}
+        explained = {name: draw(list(segments.values())) for name, draw in self._overlays.items()}
+        sides = {
+            id_: self._send_side(segment, paths[id_], {name: drawn[id_] for name, drawn in explained.items()})
+            for id_, segment in segments.items()
+        }
         rows = [
             NewQuery(
                 id=query.id,
@@ -67,13 +78,20 @@ class QuerySender:
         ]
         self._client.add_queries(self._study, rows)
 
-    def _send_clip(self, segment: Segment, path: Path) -> NewSide:
+    def _send_side(self, segment: Segment, path: Path, overlays: Mapping[str, Path]) -> NewSide:
         if len(segment) > MAX_CLIP_FRAMES:
             raise ConfigError(f"a segment of {len(segment)} steps is too long for a clip. Lower segment_length.")
-        if path not in self._sent:
-            self._client.upload_clip(self._study, path)
-            self._sent.add(path)
-        return NewSide(segment_id=segment.id, clip=path.name, num_frames=len(segment), clip_fps=self._clips.clip_fps)
+        for clip in (path, *overlays.values()):
+            if clip not in self._sent:
+                self._client.upload_clip(self._study, clip)
+                self._sent.add(clip)
+        return NewSide(
+            segment_id=segment.id,
+            clip=path.name,
+            num_frames=len(segment),
+            clip_fps=self._clips.clip_fps,
+            overlays={name: clip.name for name, clip in overlays.items()},
+        )
 
 
 def _true_rewards(query: Query) -> dict[str, Any]:
