@@ -64,7 +64,7 @@ def test_complete_methods_add_up_to_the_difference_to_the_baseline(kind: str, me
     result = explain(kind, method)
     difference = result.values - result.baseline_values
     magnitudes = np.abs(result.observations.reshape(5, -1)).sum(axis=1) + np.abs(result.actions).sum(axis=1)
-    allowed = 0.0101 * np.maximum(np.abs(difference), 0.25 * magnitudes) + 1e-5
+    allowed = 0.0026 * magnitudes + 1e-5
     assert (np.abs(result.totals - difference) <= allowed).all()
 
 

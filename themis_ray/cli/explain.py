@@ -11,6 +11,7 @@ from themis_ray.clips import CODECS
 from themis_ray.errors import lookup
 from themis_ray.explain import BASELINES
 from themis_ray.explaining import SUBJECTS, ExplainedRun, Explanation, Output, explain_run
+from themis_ray.rllib.process import prepare_process
 from themis_ray.tracking import RunFolder
 
 __all__ = ["explain"]
@@ -66,6 +67,7 @@ def explain(
     explanation = Explanation(of, method, baseline, dimension)
     lookup("codec", codec, CODECS)
     folder, config = RunFolder.open(run)
+    prepare_process()
     out = out or folder.path / "explanations" / f"{of}-{method}"
     with late_progress(f"{of} of {config.env.id}") as report:
         opened = ExplainedRun(folder.path, config, seed)

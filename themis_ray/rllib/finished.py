@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,10 +140,22 @@ def open_networks(run: FinishedRun) -> list[RLModule]:
     networks = []
     for checkpoint in _checkpoints(run.path):
         try:
-            networks.append(RLModule.from_checkpoint(str((checkpoint / MODULE_PATH).resolve())))
+            with _quiet(logging.getLogger("ray._common.deprecation")):
+                networks.append(RLModule.from_checkpoint(str((checkpoint / MODULE_PATH).resolve())))
         except Exception as error:  # An unpickler raises anything at all.
             raise _unreadable(checkpoint / MODULE_PATH, error) from error
     return networks
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """RLlib warns of its own way to open what it saved."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def draw_queries(run: FinishedRun, sampler_name: str, num_queries: int, rng: np.random.Generator) -> list[Query]:

@@ -136,7 +136,13 @@ def policy_subject(module: Any, spec: EnvSpec, dimension: int | None = None) -> 
         reading, meaning = _length(num_dimensions), "length of the mean action"
     else:
         reading, meaning = _dimension(dimension), f"mean action, dimension {dimension}"
-    head = _Head(encoder, last, reading, is_squashed=is_box and isinstance(module, SACModule), is_logits=not is_box and what == "logit")
+    head = _Head(
+        encoder,
+        last,
+        reading,
+        is_squashed=is_box and isinstance(module, SACModule),
+        is_logits=not is_box and what == "logit",
+    )
     offsets = _offsets(space)
 
     def read(observations: NDArray[Any], actions: NDArray[Any]) -> Rows:
