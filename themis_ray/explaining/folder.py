@@ -15,7 +15,6 @@ from themis_ray.data import Preference, Segment
 from themis_ray.errors import ConfigError
 from themis_ray.explain import (
     METHODS,
-    ExplainedClip,
     ExplainedPair,
     ExplainedSegment,
     InfluenceRow,
@@ -27,7 +26,7 @@ from themis_ray.explain import (
     write_explanation_page,
 )
 from themis_ray.explaining.run import INFLUENCE, SUBJECTS, ExplainedRun, Explanation
-from themis_ray.explaining.studio import Output, Studio
+from themis_ray.explaining.studio import Drawn, Output, Studio
 from themis_ray.reward import left_probabilities
 
 __all__ = ["LEGENDS", "explain_run", "legend"]
@@ -97,8 +96,8 @@ def explain_run(
         studio = Studio(run.look, replayer, output)
         sections = []
         if is_attributed:
-            clips = list(_explained_clips(explained, studio, subject.meaning, explanation, report))
-            sections.append(_attribution_section(clips, preferences, run, explanation))
+            drawn = _draw(explained, studio, subject.meaning, explanation, report)
+            sections.append(_attribution_section(drawn, preferences, studio, run, explanation))
         if has_influence or not is_attributed:
             sections += _influence_sections(run, explanation, segments, preferences, studio, report)
     _write_numbers(explained, explanation, output.folder)
@@ -111,35 +110,39 @@ def explain_run(
 # ---------------------------------------------------------------- attributions
 
 
-def _explained_clips(
+def _draw(
     explained: Sequence[ExplainedSegment], studio: Studio, meaning: str, explanation: Explanation, report: Report
-) -> Iterator[ExplainedClip]:
+) -> Iterator[Drawn]:
     scales = find_scales(explained)
     for number, one in enumerate(explained):
-        frames = studio.explained_frames(one, scales, meaning, legend(explanation))
-        yield studio.page_clip(one, frames, f"Segment {one.segment.id[:8]}")
+        yield studio.draw(one, scales, meaning, legend(explanation))
         report(ATTRIBUTION_SHARE + (1 - ATTRIBUTION_SHARE) * (number + 1) / len(explained))
 
 
 def _attribution_section(
-    clips: Sequence[ExplainedClip], preferences: Sequence[Preference], run: ExplainedRun, explanation: Explanation
+    drawn: Iterator[Drawn],
+    preferences: Sequence[Preference],
+    studio: Studio,
+    run: ExplainedRun,
+    explanation: Explanation,
 ) -> PageSection:
     method = METHODS[explanation.method].summary
     text = f"{method} All clips have the same scale of colours, bars and curves."
     if not preferences:
-        return PageSection("What each step is due", text, clips=clips)
+        return PageSection("What each step is due", text, clips=[studio.page_clip(one) for one in drawn])
     pairs = [
         ExplainedPair(
             f"Query {preference.query_id[:8]}",
-            left,
-            right,
+            studio.page_clip(left),
+            studio.page_clip(right),
             facts=(
                 ("answered", preference.choice.value),
                 ("by", preference.teacher),
                 ("predicted: left is better", f"{_left_probability(run, preference):.0%}"),
+                ("both sides in one video", studio.pair_clip(left, right).name),
             ),
         )
-        for preference, left, right in zip(preferences, clips[::2], clips[1::2], strict=True)
+        for preference, (left, right) in zip(preferences, zip(drawn, drawn, strict=True), strict=True)
     ]
     return PageSection("What makes a side win", text, pairs=pairs)
 

@@ -76,7 +76,7 @@ class OverlayClips:
             studio = Studio(self._run.look, replayer, self._output)
             for start in range(0, len(segments), NUM_AT_ONCE):
                 for explained in self._explain(segments[start : start + NUM_AT_ONCE]):
-                    clip = studio.explained_clip(explained, scales, self._subject.meaning, texts)
+                    clip = studio.clip(studio.draw(explained, scales, self._subject.meaning, texts))
                     self._index.add(explained.segment.id, clip.name)
 
     def _explain(self, segments: Sequence[Segment]) -> list[ExplainedSegment]:

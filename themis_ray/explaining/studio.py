@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,12 @@ from themis_ray.explain import (
     Scales,
     draw_explanation,
     film_strip,
+    pair_layout,
     shrink,
     write_picture,
 )
 
-__all__ = ["Output", "Studio"]
+__all__ = ["Drawn", "Output", "Studio"]
 
 NUM_STILLS = 4
 SMALL_WIDTH, LARGE_WIDTH = 160, 320
@@ -40,6 +42,16 @@ class Output:
     folder: Path
     codec: str = "vp9"
     clip_fps: float = 15.0
+
+
+class Drawn(NamedTuple):
+    """A segment that was drawn."""
+
+    explained: ExplainedSegment
+    plain_frames: NDArray[np.uint8]
+    """(N, H, W, 3), what there was to see."""
+    frames: NDArray[np.uint8]
+    """(N, H', W', 3), the same with what explains it."""
 
 
 class Studio:
@@ -73,26 +85,33 @@ class Studio:
         clip = self._plain_clip(segment, LARGE_WIDTH)
         return ExplainedClip(f"Segment {segment.id[:8]}", clip, None, facts=_facts(segment))
 
-    def explained_frames(
-        self, explained: ExplainedSegment, scales: Scales, meaning: str, texts: tuple[str, str]
-    ) -> NDArray[np.uint8]:
-        """Returns the segment's frames with what explains them."""
+    def draw(self, explained: ExplainedSegment, scales: Scales, meaning: str, texts: tuple[str, str]) -> Drawn:
+        """Returns the segment's frames, without and with what explains them."""
         frames = self._replayer.frames(explained.segment)
-        return draw_explanation(frames, explained, scales, self._look, meaning, texts)
+        return Drawn(
+            explained,
+            upscale(shrink(frames, LARGE_WIDTH)),
+            draw_explanation(frames, explained, scales, self._look, meaning, texts),
+        )
 
-    def explained_clip(self, explained: ExplainedSegment, scales: Scales, meaning: str, texts: tuple[str, str]) -> Path:
+    def clip(self, drawn: Drawn) -> Path:
         """Writes the clip of a segment with what explains it."""
-        return self._write(self.explained_frames(explained, scales, meaning, texts))
+        return self._write(drawn.frames)
 
-    def page_clip(self, explained: ExplainedSegment, frames: NDArray[np.uint8], title: str) -> ExplainedClip:
+    def pair_clip(self, left: Drawn, right: Drawn) -> Path:
+        """Writes one clip of a pair: both segments on top, what explains them below."""
+        return self._write(pair_layout(left.plain_frames, right.plain_frames, left.frames, right.frames))
+
+    def page_clip(self, drawn: Drawn) -> ExplainedClip:
         """Writes the clip and a strip of stills, and returns both for the page."""
+        explained, frames = drawn.explained, drawn.frames
         segment = explained.segment
         stills = np.unique(np.linspace(0, len(frames) - 1, NUM_STILLS).round().astype(int)).tolist()
         strip = film_strip(frames, stills, first_step=segment.start_step)
         clip = self._write(frames)
         strongest_input = int(np.abs(explained.inputs).mean(axis=0).argmax())
         return ExplainedClip(
-            title,
+            f"Segment {segment.id[:8]}",
             clip,
             write_picture(strip, clip.with_suffix(".png")),
             facts=(
