@@ -10,7 +10,7 @@ work on the machine counts little.
   frame by frame with its defaults, of ours as it runs, and of ours with the same 50 steps.
   ig_speedup: Captum frame by frame over ours as it runs; both in turn, median of the ratios.
   kernel_shap_speedup: the same with as many samples for both; `captum_batched` evaluates 128 at once.
-* ig_speedup, kernel_shap_speedup: the smaller of both networks.
+* ig_speedup, kernel_shap_speedup: the smaller of both networks; ms_per_frame: by network and method.
 * faithfulness: rows of `themis_ray.explain.faithfulness` on a reward of two of eight numbers (`vector`), on a reward
   of 40x40 frames (`frames`) and on a policy for them (`policy`); `random` is the floor.
 """
@@ -431,6 +431,7 @@ def main() -> None:
     result = {
         "ig_speedup": min(network["ig_speedup"] for network in speed.values()),
         "kernel_shap_speedup": min(network["kernel_shap_speedup"] for network in speed.values()),
+        "ms_per_frame": {name: network["ms_per_frame"] for name, network in speed.items()},
         "speed": speed,
         "faithfulness": {name: [dataclasses.asdict(row) for row in rows] for name, (rows, _) in tables.items()},
         "accuracy": {name: accuracy for name, (_, accuracy) in tables.items()},
