@@ -11,7 +11,9 @@ from themis_ray.errors import ConfigError, ThemisError, UnknownNameError
 
 ROOT = Path(__file__).parents[1]
 PENDULUM = "env.id=Pendulum-v1"
-SHIPPED = sorted((ROOT / "tune_configs").rglob("*.yaml"))
+SHIPPED = sorted(
+    path for path in (ROOT / "tune_configs").rglob("*.yaml") if "base" not in (yaml.safe_load(path.read_text()) or {})
+)
 
 
 def write(folder: Path, text: str) -> Path:

@@ -25,8 +25,10 @@ __all__ = [
     "PRESET_DESCRIPTIONS",
     "ExperimentConfig",
     "TrackingSettings",
+    "apply_override",
     "dump_config",
     "load_config",
+    "read_yaml",
     "resolve",
 ]
 
@@ -119,9 +121,9 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExperimentC
     """
     values: dict[str, Any] = {}
     if path is not None:
-        values = _read_yaml(path)
+        values = read_yaml(path)
     for override in overrides:
-        _apply(values, override)
+        apply_override(values, override)
     try:
         return ExperimentConfig.model_validate(values)
     except ValidationError as error:
@@ -290,7 +292,12 @@ def _segment_length(config: ExperimentConfig, spec: EnvSpec) -> int:
     return length if horizon is None else min(length, horizon)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file, in which 1e6 is a number.
+
+    Raises:
+        ConfigError: The file cannot be read or holds something else.
+    """
     try:
         values = yaml.load(path.read_text(), _Loader)
     except OSError as error:
@@ -304,7 +311,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Put `key=value`, whose key may be dotted, into nested `values`.
+
+    Raises:
+        ConfigError: It is no `key=value`, or the key leads through something that is no group of settings.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"{override!r} is no setting. Write key=value, for example seed=3 or env.id=Pendulum-v1.")

@@ -9,7 +9,7 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -84,7 +84,12 @@ def ray_session() -> Iterator[None]:
 
 
 def run_experiment(
-    config: ExperimentConfig, spec: EnvSpec, folder: RunFolder, *, is_resumed: bool = False
+    config: ExperimentConfig,
+    spec: EnvSpec,
+    folder: RunFolder,
+    *,
+    is_resumed: bool = False,
+    should_stop: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> Iterator[Iteration]:
     """Train until `num_env_steps`, yielding each line of metrics; the last iteration carries the summary.
 
@@ -93,6 +98,7 @@ def run_experiment(
         spec: From the same call.
         folder: Where everything is written.
         is_resumed: Go on from the folder's newest checkpoint; without one, start over and keep the stored answers.
+        should_stop: Told each line of metrics; the run ends after a line for which it is true.
 
     Raises:
         CheckpointError: The newest checkpoint, or the snapshot or reference to start from, cannot be read.
@@ -112,7 +118,7 @@ def run_experiment(
         algorithm = build_algorithm_config(config, folder.path.resolve()).build_algo()
         try:
             rows = _restore(algorithm, config, spec, folder) if is_resumed else _start(algorithm, config, spec, folder)
-            yield from _train(algorithm, config, spec, folder, rows)
+            yield from _train(algorithm, config, spec, folder, rows, should_stop)
         finally:
             algorithm.stop()
 
@@ -143,8 +149,16 @@ def run_pretraining(config: ExperimentConfig, path: Path) -> Iterator[int]:
 
 
 def _train(
-    algorithm: Any, config: ExperimentConfig, spec: EnvSpec, folder: RunFolder, rows: list[dict[str, Any]]
+    algorithm: Any,
+    config: ExperimentConfig,
+    spec: EnvSpec,
+    folder: RunFolder,
+    rows: list[dict[str, Any]],
+    should_stop: Callable[[Mapping[str, Any]], bool] | None,
 ) -> Iterator[Iteration]:
+    def is_over() -> bool:
+        return algorithm.env_steps >= config.num_env_steps or bool(rows and should_stop and should_stop(rows[-1]))
+
     loggers = make_loggers(folder, config)
     summary: dict[str, Any] | None = None
     wall_s_before = float(rows[-1]["wall_s"]) if rows else 0.0
@@ -153,7 +167,7 @@ def _train(
     started = last = time.perf_counter()
     last_steps = algorithm.env_steps
     try:
-        while algorithm.env_steps < config.num_env_steps:
+        while not is_over():
             phase = algorithm.loop.phase(algorithm.env_steps)
             result = algorithm.train()
             now = time.perf_counter()
@@ -168,7 +182,7 @@ def _train(
             rows.append(row)
             for run_logger in loggers:
                 run_logger.log(row)
-            if algorithm.env_steps >= min(next_checkpoint, config.num_env_steps):
+            if algorithm.env_steps >= next_checkpoint or is_over():
                 about = {"num_env_steps": algorithm.env_steps, "iteration": len(rows), "seed": config.seed}
                 folder.add_checkpoint(algorithm, about, config.num_checkpoints_kept)
                 next_checkpoint = algorithm.env_steps + config.checkpoint_interval

@@ -22,6 +22,7 @@ from themis_ray.cli.explain import explain
 from themis_ray.cli.progress import late_progress, progress_bar
 from themis_ray.cli.serve import serve
 from themis_ray.cli.studies import simulate_annotators, study
+from themis_ray.cli.sweep import sweep
 from themis_ray.config import PRESET_DESCRIPTIONS, ExperimentConfig, dump_config, load_config, resolve
 from themis_ray.data import PreferenceDataset
 from themis_ray.data.exchange import ArraySpec, DatasetCounts, EnvLayout, export_dataset, import_dataset
@@ -392,3 +393,4 @@ main.add_command(explain)
 main.add_command(serve)
 main.add_command(simulate_annotators)
 main.add_command(study)
+main.add_command(sweep)

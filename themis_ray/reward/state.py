@@ -25,12 +25,17 @@ def ensemble_state(ensemble: RewardEnsemble, optimizer: torch.optim.Optimizer) -
 def load_ensemble_state(ensemble: RewardEnsemble, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Restores what `ensemble_state` returned, bit for bit: a continued fit equals one that never stopped.
 
+    Step size and weight decay stay those of `optimizer`, which the settings decide.
+
     Raises:
         RuntimeError, ValueError: The state is of an ensemble of another shape.
     """
     # States of versions without these buffers keep those of a fresh ensemble.
     ensemble.load_state_dict({**dict(ensemble.named_buffers()), **_to_torch(state["weights"])})
+    own = [{key: group[key] for key in ("lr", "weight_decay")} for group in optimizer.param_groups]
     optimizer.load_state_dict(_to_torch(state["optimizer"]))
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
 
 
 def _to_numpy(tree: Any) -> Any:

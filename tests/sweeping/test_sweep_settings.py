@@ -1,0 +1,236 @@
+"""A sweep file becomes named trials, and what is wrong with it is said in one line before anything starts."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from tiny_sweep import BASE, write_sweep
+
+from themis_ray.cli import main
+from themis_ray.config import load_config, resolve
+from themis_ray.envs import list_envs
+from themis_ray.errors import ConfigError, ThemisError
+from themis_ray.sweeping import SweepFolder, estimate, expand, load_sweep
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = {
+    "smoke": 4,
+    "teachers_x_samplers": 108,
+    "bpref_locomotion": 180,
+    "bpref_manipulation": 180,
+    "themis_atari": 45,
+    "label_budget": 18,
+    "ensemble_size": 48,
+    "all_envs": len(list_envs("classic")),
+    "pbt_reward": 8,
+}
+
+
+def names(path: Path, *overrides: str) -> list[str]:
+    return [trial.name for trial in expand(load_sweep(path, overrides))]
+
+
+# ---------------------------------------------------------------- shipped files
+
+
+def test_every_shipped_sweep_is_known() -> None:
+    found = {path.stem for path in (ROOT / "tune_configs").glob("*.yaml") if "base" in yaml.safe_load(path.read_text())}
+    assert found == set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_sweep_is_commented_loads_and_expands(name: str) -> None:
+    path = ROOT / "tune_configs" / f"{name}.yaml"
+    assert path.read_text().startswith("# ")
+    assert f"themis sweep tune_configs/{name}.yaml" in path.read_text()
+    settings = load_sweep(path)
+    if name == "themis_atari":
+        settings = settings.model_copy(update={"seeds": settings.seeds[:1], "space": {"env.id": ["ALE/Pong-v5"]}})
+    elif name.startswith("bpref"):
+        # Its environments are an extra. All else of it is checked with one that is there.
+        here = {task: {**given, "env.id": "HalfCheetah-v5"} for task, given in settings.variants.items()}
+        settings = settings.model_copy(update={"seeds": settings.seeds[:1], "variants": here})
+    trials = expand(settings)
+    assert len({trial.name for trial in trials}) == len(trials)
+    expected = {"themis_atari": 3, "bpref_locomotion": 18, "bpref_manipulation": 18}
+    assert len(trials) == expected.get(name, SHIPPED[name])
+    for trial in trials:
+        assert trial.name.endswith(f"s{trial.config.seed}")
+        assert trial.bundles
+
+
+def test_names_are_readable() -> None:
+    shipped = ROOT / "tune_configs"
+    assert "pendulum/mistake/disagreement/s2" in names(shipped / "teachers_x_samplers.yaml")
+    assert "pendulum/ensemble_size-5/mistake/uniform/s1" in names(shipped / "ensemble_size.yaml")
+    assert "labels-25/s0" in names(shipped / "label_budget.yaml")
+    assert "mountaincarcontinuous/s0" in names(shipped / "all_envs.yaml")
+
+
+# ---------------------------------------------------------------- expanding
+
+
+def test_a_trial_is_the_experiment_that_train_would_run(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path, space={"teacher.name": ["mistake"], "reward.num_epochs": [3]}, seeds=[7])
+    (trial,) = expand(load_sweep(path))
+    base = tmp_path / "base.yaml"
+    base.write_text(yaml.safe_dump(BASE))
+    same, _ = resolve(load_config(base, ["teacher.name=mistake", "reward.num_epochs=3", "seed=7"]))
+    assert trial.config == same
+    assert trial.name == "pendulum/mistake/num_epochs-3/s7"
+
+
+def test_lists_are_crossed_in_order_and_a_number_counts_seeds(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path, space={"feedback.sampler": ["uniform", "entropy"], "feedback.budget": [4, 8]}, seeds=2)
+    found = names(path)
+    assert len(found) == 8
+    assert found[:3] == ["pendulum/uniform/budget-4/s0", "pendulum/uniform/budget-4/s1", "pendulum/uniform/budget-8/s0"]
+
+
+def test_keys_with_the_same_last_word_stay_apart(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path, space={"reward.learning_rate": [1e-3], "algorithm.learning_rate": [3e-4]})
+    assert names(path) == ["pendulum/reward.learning_rate-0.001/algorithm.learning_rate-0.0003/s0"]
+
+
+def test_two_versions_of_one_environment_keep_their_versions(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path, space={"env.id": ["HalfCheetah-v4", "HalfCheetah-v5"]})
+    assert names(path) == ["halfcheetah-v4/s0", "halfcheetah-v5/s0"]
+
+
+def test_random_draws_the_same_again_and_shares_them_between_grid_points(tmp_path: Path) -> None:
+    space = {"feedback.sampler": ["uniform", "entropy"], "reward.learning_rate": {"loguniform": [1e-4, 1e-2]}}
+    path = write_sweep(tmp_path, search="random", num_samples=3, space=space)
+    trials = expand(load_sweep(path))
+    assert len(trials) == 6
+    rates = [trial.config.reward.learning_rate for trial in trials]
+    assert rates[:3] == rates[3:]
+    assert len(set(rates)) == 3
+    assert all(1e-4 <= rate <= 1e-2 for rate in rates)
+    assert [trial.name for trial in trials] == names(path)
+    assert names(path, "search_seed=1") != names(path)
+
+
+def test_overrides_go_to_the_sweep_its_space_or_its_base(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path, space={"teacher.name": ["oracle"]})
+    settings = load_sweep(
+        path, ["seeds=[3]", "space.teacher.name=[skip]", "scheduler.kind=asha", "reward.num_epochs=1"]
+    )
+    (trial,) = expand(settings)
+    assert trial.name == "pendulum/skip/s3"
+    assert trial.config.reward.num_epochs == 1
+    assert settings.scheduler.kind == "asha"
+
+
+def test_base_may_be_a_file_beside_the_sweep(tmp_path: Path) -> None:
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(BASE))
+    path = tmp_path / "sweep.yaml"
+    path.write_text("base: experiment.yaml\nseeds: 2\n")
+    assert names(path) == ["pendulum/s0", "pendulum/s1"]
+
+
+def test_settings_are_stored_and_read_back(tmp_path: Path) -> None:
+    settings = load_sweep(ROOT / "tune_configs" / "pbt_reward.yaml", ["algorithm.learning_rate=1e-5"])
+    SweepFolder.create(tmp_path / "sweep", settings)
+    assert SweepFolder.open(tmp_path / "sweep")[1] == settings
+
+
+def test_bundles_have_room_for_every_actor(tmp_path: Path) -> None:
+    plain, many = (
+        expand(load_sweep(write_sweep(tmp_path), overrides))[0]
+        for overrides in ([], ["resources.num_env_runners=2", "resources.reward_actor_num_cpus=1"])
+    )
+    assert plain.num_cpus == 1.5
+    assert many.num_cpus == 4
+
+
+# ---------------------------------------------------------------- refusing
+
+
+@pytest.mark.parametrize(
+    ("settings", "overrides", "words"),
+    [
+        ({"space": {"reward.sise": [1]}}, [], ["pendulum/sise-1/s0", "reward.sise", "Known here"]),
+        ({"space": {"teacher.name": ["orakle"]}}, [], ["orakle", "'oracle'"]),
+        ({"space": {"teacher.name": "oracle"}}, [], ["space.teacher.name", "a list"]),
+        ({"space": {"teacher.name": []}}, [], ["empty list"]),
+        ({"space": {"reward.learning_rate": {"uniform": [1e-3, 1e-4]}}, "search": "random"}, [], ["[low, high]"]),
+        ({"space": {"reward.learning_rate": {"uniform": [1e-4, 1e-3]}}}, [], ["search=random"]),
+        ({"search": "random"}, [], ["no distribution"]),
+        ({"search": "optuna", "space": {"feedback.budget": [4, 8]}, "seeds": 2}, [], ["one seed"]),
+        ({"scheduler": {"kind": "pbt"}}, [], ["scheduler.mutations"]),
+        ({"scheduler": {"kind": "pbt", "mutations": {"env.horizon": [5]}}}, [], ["env.horizon", "while a run goes on"]),
+        ({"sheduler": {}}, [], ["sheduler", "'scheduler'"]),
+        ({"metric": "true_return"}, [], ["true_return", "true_return_mean"]),
+        ({"stop": {"reward": 1}}, [], ["metric 'reward'"]),
+        ({"seeds": [1, 1]}, [], ["twice"]),
+        ({"space": {"feedback.budget": [4, 4]}}, [], ["pendulum/budget-4/s0"]),
+        ({"space": {"feedback.budget": [4]}}, ["feedback.budget=8"], ["space.feedback.budget"]),
+        ({"space": {"env.id": {"family": "clasic"}}}, [], ["clasic", "'classic'"]),
+    ],
+)
+def test_mistakes_are_told_in_one_line(tmp_path: Path, settings: dict, overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(ThemisError) as caught:
+        expand(load_sweep(write_sweep(tmp_path, **settings), overrides))
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_a_folder_that_holds_something_is_not_written_over(tmp_path: Path) -> None:
+    settings = load_sweep(write_sweep(tmp_path))
+    SweepFolder.create(tmp_path / "out", settings)
+    with pytest.raises(ThemisError, match="--resume"):
+        SweepFolder.create(tmp_path / "out", settings)
+    with pytest.raises(ThemisError, match="no sweep"):
+        SweepFolder.open(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["nowhere.yaml"], ["seeds=2"], ["--resume", "nowhere"], ["a.yaml", "--resume", "b"]]
+)
+def test_the_command_answers_a_mistake_with_one_line_and_code_2(arguments: list[str]) -> None:
+    result = CliRunner().invoke(main, ["sweep", *arguments])
+    assert result.exit_code == 2
+    assert result.output.startswith("error: ")
+    assert result.output.count("\n") == 1
+
+
+# ---------------------------------------------------------------- planning
+
+
+def test_a_dry_run_prints_trials_resources_and_time_and_starts_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = CliRunner().invoke(
+        main, ["sweep", str(ROOT / "tune_configs" / "smoke.yaml"), "--dry-run", "--out", str(out)]
+    )
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert lines[0].split() == ["trial", "env", "steps", "labels", "CPUs", "GPUs", "time"]
+    assert lines[1].split()[:5] == ["pendulum/oracle/uniform/s0", "2000", "40", "1", "0"]
+    assert "4 trials" in lines[-1]
+    assert "about" in lines[-1]
+    assert not out.exists()
+
+
+def test_an_estimate_shares_the_cores_and_learns_from_finished_runs(tmp_path: Path) -> None:
+    trials = expand(load_sweep(write_sweep(tmp_path, seeds=4)))
+    narrow, wide = estimate(trials, 1.5), estimate(trials, 3.0)
+    assert (narrow.num_at_once, wide.num_at_once) == (1, 2)
+    assert narrow.total_s == pytest.approx(2 * wide.total_s)
+    assert estimate(trials, 100, max_concurrent=3).num_at_once == 3
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "summary.json").write_text(
+        '{"env_id": "Pendulum-v1", "algorithm": "sac", "env_steps_per_s": 0.1}'
+    )
+    assert estimate(trials, 1.5, runs=tmp_path / "runs").trial_s[0] > 6000
+
+
+def test_optuna_is_planned_with_examples(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path, search="optuna", num_samples=3, space={"feedback.budget": {"randint": [4, 400]}})
+    result = CliRunner().invoke(main, ["sweep", str(path), "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("Optuna chooses")
+    with pytest.raises(ConfigError):
+        load_sweep(path, ["variants={a: {seed: 1}}"])

@@ -1,0 +1,129 @@
+"""What runs in a trial's own process: the experiment of `themis train`, with each line of metrics told to Tune."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from themis_ray.config import ExperimentConfig, dump_config, load_config, resolve
+from themis_ray.experiment import Iteration, run_experiment, run_pretraining
+from themis_ray.sweeping.folder import ERROR_FILE
+from themis_ray.tracking import FOLDERS, RunFolder
+
+__all__ = ["pretrain_trial", "train_trial"]
+
+SOURCE_FILE = "source.json"
+# Of FOLDERS, what belongs to the learner's past rather than to the trial that shows it.
+COPIED = tuple(name for name in FOLDERS if name not in ("checkpoints", "clips", "tensorboard", "wandb"))
+
+
+def train_trial(config: dict[str, Any]) -> None:
+    """Run one trial to its end, or on from its own newest checkpoint; the function that Tune calls.
+
+    Args:
+        config: `trial`, as `themis_ray.sweeping.run` packs it, and with pbt the mutable settings by their dotted keys.
+    """
+    trial = config["trial"]
+    path = Path(trial["path"])
+    try:
+        experiment = _settings(trial, config)
+        is_resumed = (path / "config.yaml").is_file()
+        if trial["mutable"]:
+            is_resumed = _take_over(path, experiment) or is_resumed
+        folder = RunFolder(path) if is_resumed else RunFolder.create(path, experiment)
+        (path / ERROR_FILE).unlink(missing_ok=True)
+        experiment, spec = resolve(experiment)
+        should_stop = _stopper(trial["stop"], trial["mode"])
+        iterations = run_experiment(experiment, spec, folder, is_resumed=is_resumed, should_stop=should_stop)
+        for iteration in iterations:
+            _report(iteration, trial, folder)
+    except Exception:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / ERROR_FILE).write_text(traceback.format_exc())
+        raise
+
+
+def pretrain_trial(config: dict[str, Any]) -> None:
+    """Write one snapshot that trials start from; the function that Tune calls."""
+    trial = config["trial"]
+    experiment = ExperimentConfig.model_validate(trial["settings"])
+    for num_env_steps in run_pretraining(experiment, Path(trial["path"])):
+        tune.report({"num_env_steps": num_env_steps})
+
+
+def _settings(trial: Mapping[str, Any], config: Mapping[str, Any]) -> ExperimentConfig:
+    if not trial["mutable"]:
+        return ExperimentConfig.model_validate(trial["settings"])
+    values = {**trial["settings"], **{key: config[key] for key in trial["mutable"]}}
+    return load_config(None, [f"{key}={json.dumps(value)}" for key, value in values.items()])
+
+
+def _stopper(stop: Mapping[str, float], mode: str) -> Callable[[Mapping[str, Any]], bool]:
+    def should_stop(row: Mapping[str, Any]) -> bool:
+        for name, limit in stop.items():
+            value = row.get(name)
+            if isinstance(value, int | float) and math.isfinite(value):
+                is_reached = value <= limit if mode == "min" and name != "num_env_steps" else value >= limit
+                if is_reached:
+                    return True
+        return False
+
+    return should_stop
+
+
+def _report(iteration: Iteration, trial: Mapping[str, Any], folder: RunFolder) -> None:
+    """Tell Tune a line of metrics; not before there is a value of the metric that it looks at.
+
+    With pbt, lines without a checkpoint are left out: what another trial goes on from is the newest line that Tune
+    knows.
+    """
+    row = iteration.metrics
+    value = row.get(trial["metric"])
+    if iteration.summary is not None or not isinstance(value, int | float) or not math.isfinite(value):
+        return
+    if not trial["mutable"]:
+        tune.report(dict(row))
+        return
+    latest = folder.latest_checkpoint()
+    if latest is None or latest[1]["iteration"] != row["iteration"]:
+        return
+    with tempfile.TemporaryDirectory(prefix="themis-pbt-") as name:
+        copy = Path(name)
+        shutil.copytree(latest[0], copy / "checkpoints" / latest[0].name)
+        for part in COPIED:
+            if (folder.path / part).is_dir():
+                shutil.copytree(folder.path / part, copy / part)
+        (copy / SOURCE_FILE).write_text(json.dumps({"path": str(folder.path), **latest[1]}))
+        tune.report(dict(row), checkpoint=tune.Checkpoint.from_directory(str(copy)))
+
+
+def _take_over(path: Path, experiment: ExperimentConfig) -> bool:
+    """Put the state of another trial into this one's folder if pbt says so; tell whether it did.
+
+    A checkpoint of the trial's own stands for a restart: its folder holds at least as much.
+    """
+    checkpoint = tune.get_checkpoint()
+    if checkpoint is None:
+        return False
+    with checkpoint.as_directory() as name:
+        source = json.loads((Path(name) / SOURCE_FILE).read_text())
+        if source["path"] == str(path):
+            return False
+        for part in (*COPIED, "checkpoints"):
+            shutil.rmtree(path / part, ignore_errors=True)
+            if (Path(name) / part).is_dir():
+                shutil.copytree(Path(name) / part, path / part)
+    RunFolder(path).rewind_metrics(source["num_env_steps"])
+    (path / "config.yaml").write_text(dump_config(resolve(experiment)[0]))
+    with (path / "takeovers.jsonl").open("a") as file:
+        settings = experiment.model_dump(mode="json", include={"algorithm", "feedback", "reward"})
+        file.write(json.dumps({"from": source["path"], "num_env_steps": source["num_env_steps"], **settings}) + "\n")
+    return True

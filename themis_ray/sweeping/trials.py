@@ -1,0 +1,208 @@
+"""From a sweep's settings to named experiments, each resolved as `themis train` resolves it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from themis_ray.config import ExperimentConfig, load_config, resolve
+from themis_ray.envs import list_envs
+from themis_ray.errors import ConfigError, ThemisError
+from themis_ray.randomness import RandomStreams
+from themis_ray.rllib import build_algorithm_config
+from themis_ray.sweeping.settings import FAMILY, SweepSettings, is_distribution
+
+__all__ = ["Trial", "draw", "expand", "make_trial", "name_of_env"]
+
+ENV_ID = "env.id"
+NUM_DIGITS = 3
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One experiment of a sweep.
+
+    Args:
+        name: Readable and unique, `TASK/VALUE/.../sSEED`; also its folder below the sweep's.
+        config: Resolved.
+        bundles: What its placement group reserves: the trial's own process, then every actor that it starts.
+        mutable: With pbt, the settings that may change and their first values.
+    """
+
+    name: str
+    config: ExperimentConfig
+    bundles: tuple[Mapping[str, float], ...]
+    mutable: Mapping[str, Any]
+
+    @property
+    def num_cpus(self) -> float:
+        """CPUs that it reserves."""
+        return sum(bundle.get("CPU", 0.0) for bundle in self.bundles)
+
+    @property
+    def num_gpus(self) -> float:
+        """GPUs that it reserves."""
+        return sum(bundle.get("GPU", 0.0) for bundle in self.bundles)
+
+
+def expand(settings: SweepSettings) -> list[Trial]:
+    """Return every trial of a grid or random search, in order: variants, then the space, then seeds.
+
+    Optuna chooses its settings one after the other; for it, `make_trial` makes each.
+
+    Raises:
+        ThemisError: An experiment is not allowed; the message names it. Or two trials would have one name.
+    """
+    points = list(_points(settings))
+    trials: list[Trial] = []
+    for variant, given in (settings.variants or {"": {}}).items():
+        for point in points:
+            for seed in settings.seeds:
+                name = _name(settings, variant, point, seed)
+                trials.append(make_trial(settings, name, {**flatten(given), **point}, seed, number=len(trials)))
+    counts = Counter(trial.name for trial in trials)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise ConfigError(f"two trials would be called {twice[0]}. Take values that occur twice out of space.")
+    return trials
+
+
+def make_trial(settings: SweepSettings, name: str, given: Mapping[str, Any], seed: int, number: int = 0) -> Trial:
+    """Return the experiment of the base settings with `given`, dotted, over them.
+
+    Args:
+        settings: The sweep.
+        name: Of the trial.
+        given: What this trial has for itself.
+        seed: Of the experiment.
+        number: Which of the sweep's trials it is; decides where its mutable settings start.
+
+    Raises:
+        ThemisError: The experiment is not allowed.
+    """
+    rng = RandomStreams(settings.search_seed + number)["population"]
+    mutable = {key: draw(choices, rng) for key, choices in settings.scheduler.mutations.items()}
+    values = {**settings.base, **given, **mutable, "seed": seed}
+    try:
+        config, _ = resolve(load_config(None, [f"{key}={json.dumps(value)}" for key, value in values.items()]))
+        if config.tracking.wandb and config.tracking.wandb_group is None:
+            # W&B calls a run by the last part of its folder, its seed.
+            tracking = config.tracking.model_copy(update={"wandb_group": name.rpartition("/")[0]})
+            config = config.model_copy(update={"tracking": tracking})
+        return Trial(name, config, bundles_of(config), mutable)
+    except ThemisError as error:
+        raise type(error)(f"trial {name}: {error}") from None
+
+
+def bundles_of(config: ExperimentConfig) -> tuple[Mapping[str, float], ...]:
+    """Return what RLlib and the reward actor ask of a placement group; without room there a child would hang."""
+    algorithm = build_algorithm_config(config)
+    request = algorithm.algo_class.default_resource_request(algorithm.to_dict())
+    return tuple(dict(bundle) for bundle in request.bundles)
+
+
+# ---------------------------------------------------------------- points of the space
+
+
+def _points(settings: SweepSettings) -> Iterator[dict[str, Any]]:
+    """Yield what each setting of the space is, lists crossed, with every draw of the distributions."""
+    crossed = {key: _listed(choices) for key, choices in settings.space.items() if not is_distribution(choices)}
+    drawn = {key: choices for key, choices in settings.space.items() if is_distribution(choices)}
+    rng = RandomStreams(settings.search_seed)["search"]
+    draws = [{key: draw(choices, rng) for key, choices in drawn.items()} for _ in range(settings.num_samples)]
+    for values in itertools.product(*crossed.values()):
+        point = dict(zip(crossed, values, strict=True))
+        for sample in draws if drawn else [{}]:
+            both = {**point, **sample}
+            yield {key: both[key] for key in settings.space}
+
+
+def _listed(choices: Any) -> Sequence[Any]:
+    return list_envs(choices[FAMILY]) if isinstance(choices, Mapping) else list(choices)
+
+
+def draw(choices: Any, rng: np.random.Generator) -> Any:
+    """Return one value of a list or distribution; real numbers with three digits, so that a name can hold them."""
+    if not isinstance(choices, Mapping):
+        return choices[int(rng.integers(len(choices)))]
+    ((kind, values),) = choices.items()
+    if kind == "choice":
+        return values[int(rng.integers(len(values)))]
+    low, high = values
+    if kind == "randint":
+        return int(rng.integers(low, high))
+    value = rng.uniform(low, high) if kind == "uniform" else math.exp(rng.uniform(math.log(low), math.log(high)))
+    return float(f"{value:.{NUM_DIGITS}g}")
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+# ---------------------------------------------------------------- names
+
+
+def _name(settings: SweepSettings, variant: str, point: Mapping[str, Any], seed: int) -> str:
+    parts = [slug(variant)] if variant else []
+    env_id = point.get(ENV_ID, None if variant else _base_env_id(settings))
+    if env_id is not None:
+        short = name_of_env(env_id)
+        is_ambiguous = sum(name_of_env(other) == short for other in _env_ids(settings)) > 1
+        parts.append(slug(env_id) if is_ambiguous else short)
+    return "/".join([*parts, *name_point(point), f"s{seed}"])
+
+
+def name_point(point: Mapping[str, Any]) -> list[str]:
+    """Return one part of a name for each setting but env.id: words stand alone, other values after their key."""
+    last = Counter(key.rpartition(".")[2] for key in point)
+    parts = []
+    for key, value in point.items():
+        if key == ENV_ID:
+            continue
+        short = key.rpartition(".")[2]
+        label = short if last[short] == 1 else key
+        parts.append(slug(value) if isinstance(value, str) else f"{label}-{_word(value)}")
+    return parts
+
+
+def _base_env_id(settings: SweepSettings) -> str | None:
+    env_id = flatten(settings.base).get(ENV_ID)
+    return None if env_id is None else str(env_id)
+
+
+def _env_ids(settings: SweepSettings) -> Sequence[str]:
+    choices = settings.space.get(ENV_ID)
+    return [] if choices is None or is_distribution(choices) else [str(env_id) for env_id in _listed(choices)]
+
+
+def name_of_env(env_id: str) -> str:
+    """Return an environment's id without namespace and version: ALE/Pong-v5 is pong."""
+    return slug(re.sub(r"-v\d+$", "", env_id.rpartition("/")[2]))
+
+
+def slug(text: object) -> str:
+    """Return text as a lower-case part of a path."""
+    return re.sub(r"[^\w.+-]+", "-", str(text)).strip("-.").lower() or "none"
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "x".join(_word(item) for item in value) or "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return slug(json.dumps(value)) if isinstance(value, bool | Mapping) else slug(value)
