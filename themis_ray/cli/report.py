@@ -1,0 +1,89 @@
+"""`themis report`: what many runs say together, and whether they are enough to say it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from themis_ray.reporting import ALL_TASKS, Report, Row, make_report, with_interval, write_report
+
+__all__ = ["report"]
+
+REPORT_EXAMPLES = """
+\b
+Examples:
+  themis report runs
+  themis report runs/sweep --baseline teacher.name=oracle
+  themis report runs/oracle runs/mistake --baseline learn_reward=false --out reports/teachers
+"""
+
+MAX_LEFT_OUT = 5
+
+
+@click.command(epilog=REPORT_EXAMPLES)
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path))
+@click.option("--baseline", metavar="KEY=VALUE", help="Compare every group with the one that has this value.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder. Default: DIR/report; ./report for several.")
+@click.option("--title", help="Heading of the page. Default: the names of the folders.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def report(folders: tuple[Path, ...], baseline: str | None, out: Path | None, title: str | None, debug: bool) -> None:
+    """Compare finished runs by environment, teacher, sampler and whatever else differs between them.
+
+    Each DIR is a run folder, or holds some at any depth. Scores are against the runs with learn_reward=false.
+    """
+    del debug
+    made = make_report(folders, baseline)
+    out = out or (folders[0] / "report" if len(folders) == 1 else Path("report"))
+    name = title or ", ".join(folder.resolve().name for folder in folders)
+    page = write_report(made, out, name)
+    console = Console()
+    console.print(_table(made))
+    if made.comparisons:
+        console.print(_comparison_table(made))
+    for note in made.notes:
+        console.print(note, highlight=False, markup=False)
+    for run in made.left_out[:MAX_LEFT_OUT]:
+        console.print(f"left out: {run.path}: {run.reason}", highlight=False, markup=False, soft_wrap=True)
+    if len(made.left_out) > MAX_LEFT_OUT:
+        console.print(f"left out: {len(made.left_out) - MAX_LEFT_OUT} more, see the page", highlight=False)
+    console.print(made.verdict.text, style=None if made.verdict.is_enough else "yellow", highlight=False, markup=False)
+    click.echo(f"Page: {page}")
+
+
+def _table(made: Report) -> Table:
+    table = Table(title=f"{sum(len(cell.runs) for cell in made.groups.cells.values())} runs", title_justify="left")
+    for name in ("environment", "group"):
+        table.add_column(name, overflow="fold")
+    for name in ("seeds", "labels", *(("IQM [95 %]", "gap") if made.has_scores else ("true return",))):
+        table.add_column(name, justify="right")
+    for row in made.summary_rows:
+        table.add_row(
+            _env(row, made), escape(row.method.name), f"{row.num_seeds}", f"{row.labels_mean:.0f}", *_figures(row, made)
+        )
+    return table
+
+
+def _env(row: Row, made: Report) -> str:
+    return f"{row.num_tasks} of {len(made.groups.tasks)}" if row.task == ALL_TASKS else row.task
+
+
+def _figures(row: Row, made: Report) -> tuple[str, ...]:
+    if made.has_scores:
+        return with_interval(row.iqm), "-" if row.gap is None else f"{row.gap.value:.2f}"
+    return ("-" if row.return_mean is None else f"{row.return_mean:.1f}",)
+
+
+def _comparison_table(made: Report) -> Table:
+    table = Table(title=f"Against {made.baseline}", title_justify="left")
+    for name in ("environment", "group", "P(improvement) [95 %]", "says"):
+        table.add_column(name, overflow="fold", justify="right" if name.startswith("P") else "left")
+    names = {row.task for row in made.comparisons}
+    for one in made.comparisons:
+        if one.task == ALL_TASKS or ALL_TASKS not in names:
+            env = "all" if one.task == ALL_TASKS else one.task
+            table.add_row(env, escape(one.method.name), with_interval(one.improvement), one.says)
+    return table
