@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tiny_sweep import write_sweep
 
@@ -64,7 +65,30 @@ def test_trials_are_the_runs_that_train_makes(tmp_path: Path, ray_cluster: None)
 
 
 @pytest.mark.ray
-def test_a_trial_that_fails_goes_on_from_its_checkpoint_and_then_is_told(tmp_path: Path, ray_cluster: None) -> None:
+def test_a_trial_whose_process_dies_goes_on_from_its_checkpoint(tmp_path: Path, ray_cluster: None) -> None:
+    settings = load_sweep(write_sweep(tmp_path), ["num_env_steps=1000"])
+    folder = SweepFolder.create(tmp_path / "sweep", settings)
+    killed: list[int] = []
+
+    def kill_once(event: Progress) -> None:
+        if event.share >= 0.5 and not killed:
+            children = psutil.Process().children(recursive=True)
+            trials = [child for child in children if child.name().startswith("ray::ImplicitFu")]
+            assert trials, [child.name() for child in children]
+            for trial in trials:
+                trial.kill()
+                killed.append(trial.pid)
+
+    (outcome,) = run_sweep(settings, folder, expand(settings), kill_once)
+    assert killed
+    assert outcome.status == "finished"
+    assert outcome.num_env_steps >= 1000
+    assert outcome.num_labels <= 8
+    assert "Resumed from checkpoint_" in (folder.path / outcome.name / "run.log").read_text()
+
+
+@pytest.mark.ray
+def test_a_trial_that_cannot_go_on_is_told_and_the_others_finish(tmp_path: Path, ray_cluster: None) -> None:
     path = write_sweep(tmp_path, max_failures=1, seeds=2)
     out = tmp_path / "sweep"
     broken = out / "pendulum" / "s1"
@@ -95,11 +119,11 @@ def test_trials_share_one_exploration(tmp_path: Path, ray_cluster: None) -> None
     outcomes, events = sweep(write_sweep(tmp_path, space=space, share_pretrain=True), out)
     assert [outcome.status for outcome in outcomes] == ["finished"] * 4, outcomes
     assert "exploring" in {event.what for event in events}
-    snapshots = sorted(path.name for path in (out / "snapshots").iterdir())
+    snapshots = sorted(path.name for path in (out / ".snapshots").iterdir())
     assert snapshots == ["pendulum-sac-s0", "pendulum-sac-s0+2"]
     for outcome in outcomes:
         _, config = RunFolder.open(out / outcome.name)
-        assert Path(str(config.snapshot)).parent == out / "snapshots"
+        assert Path(str(config.snapshot)).parent == out / ".snapshots"
         first = RunFolder(out / outcome.name).read_metrics()[0]
         assert first["num_env_steps"] > 200
 

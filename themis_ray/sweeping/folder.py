@@ -45,7 +45,7 @@ class Outcome:
 
 
 class SweepFolder:
-    """Where a sweep is written: sweep.yaml, `NAME/` for each trial, snapshots/, and .tune/ while it runs.
+    """Where a sweep is written: sweep.yaml, `NAME/` for each trial, .snapshots/, and .tune/ while it runs.
 
     Args:
         path: The folder; made by `create`, expected by `open`.
@@ -54,7 +54,7 @@ class SweepFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tune_path = path / ".tune"
-        self.snapshots_path = path / "snapshots"
+        self.snapshots_path = path / ".snapshots"
         self.suggestions_path = path / SUGGESTIONS_FILE
 
     @classmethod

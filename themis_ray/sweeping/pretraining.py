@@ -28,7 +28,7 @@ class SharedExploration:
     def as_trial(self) -> Trial:
         """Return the run that makes the snapshot."""
         config = self.config.model_copy(update={"learn_reward": False})
-        return Trial(f"snapshots/{self.path.name}", config, bundles_of(config), {})
+        return Trial(f"{self.path.parent.name}/{self.path.name}", config, bundles_of(config), {})
 
 
 def share_exploration(trials: Sequence[Trial], snapshots: Path) -> list[SharedExploration]:
