@@ -13,8 +13,9 @@ from PIL import Image
 
 from themis_ray.cli import main
 from themis_ray.errors import ConfigError, RunFolderError
-from themis_ray.reporting import ALL_TASKS, Report, make_report
-from themis_ray.reporting.tables import escape_latex, latex_table
+from themis_ray.reporting import ALL_TASKS, Estimate, Report, find_runs, make_report
+from themis_ray.reporting.charts import _budget_lines, draw_report
+from themis_ray.reporting.tables import escape_latex, latex_table, number, with_interval
 
 SMALL = {"envs": ("Pendulum-v1",), "teachers": ("oracle", "mistake"), "samplers": ("uniform",)}
 
@@ -151,6 +152,18 @@ def test_a_group_without_its_baseline_is_named(sweep: Path, tmp_path: Path) -> N
     assert any("mistake, kcenter" in note for note in report.notes)
 
 
+def test_other_settings_stay_the_same_beside_the_baseline(tmp_path: Path) -> None:
+    for budget in (10, 20):
+        for teacher in ("oracle", "mistake"):
+            make_run(tmp_path / f"{teacher}-{budget}", 0.5, [f"teacher.name={teacher}", f"feedback.budget={budget}"])
+    pairs = {(one.method.name, one.baseline.name) for one in make_report([tmp_path], "budget=20").comparisons}
+    sampler = find_runs([tmp_path])[0][0].sampler
+    assert pairs == {
+        (f"oracle, {sampler}, budget=10", f"oracle, {sampler}, budget=20"),
+        (f"mistake, {sampler}, budget=10", f"mistake, {sampler}, budget=20"),
+    }
+
+
 def test_everything_is_compared_with_the_true_reward(sweep: Path) -> None:
     report = make_report([sweep], "learn_reward=false")
     overall = [one for one in report.comparisons if one.task == ALL_TASKS]
@@ -180,6 +193,9 @@ def test_the_same_runs_give_the_same_report(sweep: Path) -> None:
     first, second = make_report([sweep]), make_report([sweep])
     assert first.rows == second.rows
     assert latex_table(first) == latex_table(second)
+    other = make_report([sweep], seed=1)
+    assert other.rows != first.rows
+    assert [row.iqm.value for row in other.rows] == [row.iqm.value for row in first.rows]
 
 
 def test_without_true_reward_returns_are_reported(tmp_path: Path) -> None:
@@ -210,6 +226,20 @@ def test_curves_end_where_the_runs_do(sweep: Path) -> None:
     overall = report.curves["env_steps", ALL_TASKS][learned]
     assert (overall.x[-1], overall.num_runs) == (1.0, 6)
     assert 0 < overall.y[-1] < 1.2
+
+
+def test_budgets_have_a_picture_of_their_own(tmp_path: Path) -> None:
+    for seed in range(2):
+        for budget in (10, 100, 50):
+            make_run(tmp_path / f"{budget}-{seed}", budget / 100, [f"feedback.budget={budget}", f"seed={seed}"])
+        make_run(tmp_path / f"t{seed}", 1.0, ["learn_reward=false", f"seed={seed}"])
+    report = make_report([tmp_path])
+    (line,) = _budget_lines(report).values()
+    assert [row.labels_mean for row in line] == [10, 50, 100]
+    assert [row.iqm.value for row in line] == pytest.approx([0.1, 0.5, 1.0])
+    keys = [picture.key for picture in draw_report(report)]
+    assert "labels-budgets" in keys
+    assert "heatmap" not in keys, "one teacher with one sampler is no map"
 
 
 # ---------------------------------------------------------------- page
@@ -322,8 +352,15 @@ def test_latex_of_settings_and_no_scores(tmp_path: Path) -> None:
     make_run(tmp_path / "a", 0.5, ["feedback.budget=10"])
     make_run(tmp_path / "b", 0.5, ["feedback.budget=20"])
     body = check_latex(make_report([tmp_path]))
-    assert "feedback.budget=10" in body[1]
+    assert "budget=10" in body[1]
     assert "$-$675.0" in body[1]
+
+
+def test_numbers_have_as_many_digits_as_they_need() -> None:
+    assert [number(value) for value in (-675.04, 0.98765, -0.0001, None)] == ["-675.0", "0.988", "0.000", "-"]
+    assert number(9.16, beside=480.0) == "9.2"
+    assert with_interval(Estimate(0.5, -0.004, 1.0)) == "0.50 [0.00, 1.00]"
+    assert with_interval(Estimate(0.5)) == "0.50"
 
 
 def test_no_sign_is_a_command() -> None:

@@ -109,8 +109,8 @@ def test_a_method_is_teacher_sampler_and_what_differs(tmp_path: Path) -> None:
     sampler = groups.methods[1].sampler
     assert names(groups) == [
         "true reward",
-        f"oracle, {sampler}, feedback.budget=100",
-        f"oracle, {sampler}, feedback.budget=50",
+        f"oracle, {sampler}, budget=50",
+        f"oracle, {sampler}, budget=100",
     ]
     assert all(len(cell.runs) == 2 for cell in groups.cells.values())
 
@@ -132,6 +132,21 @@ def test_what_differs_between_environments_alone_tells_nothing_apart(tmp_path: P
     groups = groups_of(tmp_path)
     assert len(groups.methods) == 1
     assert groups.tasks == ("CartPole-v1", "Pendulum-v1")
+
+
+def test_a_key_is_short_where_it_says_enough(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 0.9, ["feedback.segment_length=20", "reward.learning_rate=0.1"])
+    make_run(tmp_path / "b", 0.9, ["feedback.segment_length=20", "reward.learning_rate=0.2"])
+    make_run(tmp_path / "c", 0.9, ["feedback.segment_length=30", "reward.learning_rate=0.2"])
+    first = groups_of(tmp_path).methods[0]
+    assert first.others == ("segment_length=20", "reward.learning_rate=0.1")
+
+
+def test_groups_that_lack_environments_are_said(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 0.9, ["env.id=CartPole-v1"])
+    make_run(tmp_path / "b", 0.9, [])
+    make_run(tmp_path / "c", 0.9, ["teacher.name=mistake"])
+    assert any("1 of 2 groups are not on all 2 environments" in note for note in groups_of(tmp_path).notes)
 
 
 def test_bookkeeping_tells_nothing_apart(tmp_path: Path) -> None:

@@ -29,14 +29,17 @@ MAX_LEFT_OUT = 5
 @click.option("--baseline", metavar="KEY=VALUE", help="Compare every group with the one that has this value.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder. Default: DIR/report; ./report for several.")
 @click.option("--title", help="Heading of the page. Default: the names of the folders.")
+@click.option("--seed", default=0, show_default=True, help="For the bootstrap samples of the intervals.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
-def report(folders: tuple[Path, ...], baseline: str | None, out: Path | None, title: str | None, debug: bool) -> None:
+def report(
+    folders: tuple[Path, ...], baseline: str | None, out: Path | None, title: str | None, seed: int, debug: bool
+) -> None:
     """Compare finished runs by environment, teacher, sampler and whatever else differs between them.
 
     Each DIR is a run folder, or holds some at any depth. Scores are against the runs with learn_reward=false.
     """
     del debug
-    made = make_report(folders, baseline)
+    made = make_report(folders, baseline, seed=seed)
     out = out or (folders[0] / "report" if len(folders) == 1 else Path("report"))
     name = title or ", ".join(folder.resolve().name for folder in folders)
     page = write_report(made, out, name)

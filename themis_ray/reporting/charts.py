@@ -102,6 +102,7 @@ def draw_report(report: Report) -> list[Picture]:
 
 
 def _plans(report: Report) -> Iterator[tuple[str, str, str, Any]]:
+    learned = [method for method in report.groups.methods if method.is_learned]
     if report.has_scores:
         yield (
             "scores",
@@ -109,12 +110,13 @@ def _plans(report: Report) -> Iterator[tuple[str, str, str, Any]]:
             "Dots are the interquartile mean of the scores and the optimality gap, bars their 95 % intervals.",
             _draw_scores,
         )
-        yield (
-            "heatmap",
-            "Teacher and sampler",
-            "Interquartile mean of the scores; below it the number of runs.",
-            _draw_heatmaps,
-        )
+        if len({(method.teacher, method.sampler) for method in learned}) > 1:
+            yield (
+                "heatmap",
+                "Teacher and sampler",
+                "Interquartile mean of the scores; below it the number of runs.",
+                _draw_heatmaps,
+            )
         yield (
             "profiles",
             "Performance profiles",
@@ -128,6 +130,13 @@ def _plans(report: Report) -> Iterator[tuple[str, str, str, Any]]:
             "How probably a run of the row beats one of the column on the same environment; one half is no difference.",
             _draw_pairs,
         )
+    if report.has_scores and any(len(points) > 1 for points in _budget_lines(report).values()):
+        yield (
+            "labels-budgets",
+            "Score by number of labels",
+            "Interquartile mean of the scores of whole runs with more and fewer labels, with 95 % intervals.",
+            _draw_budgets,
+        )
     for axis, what, text in (
         ("env_steps", "Sample efficiency", "return of training episodes over env steps"),
         ("labels", "Label efficiency", "return of training episodes over the labels asked so far"),
@@ -138,7 +147,7 @@ def _plans(report: Report) -> Iterator[tuple[str, str, str, Any]]:
                     f"{axis}-{file_name(task)}",
                     f"{what}: {'all environments' if task == ALL_TASKS else task}",
                     f"Interquartile mean with 95 % interval of the {text}"
-                    + (", in scores over the share of each environment's." if task == ALL_TASKS else "."),
+                    + (", as scores, and as a share of each environment's." if task == ALL_TASKS else "."),
                     _CurveDrawing(kind, task, curves),
                 )
 
@@ -200,11 +209,11 @@ def _panels(methods: Sequence[Method]) -> dict[str, list[Method]]:
     return {sampler: [m for m in methods if m.sampler in (sampler, "")] for sampler in samplers}
 
 
-def _panel_figure(panels: Mapping[str, Any], theme: Theme) -> tuple[Figure, list[Axes]]:
+def _panel_figure(panels: Mapping[str, Any], theme: Theme, *, has_same_x: bool = True) -> tuple[Figure, list[Axes]]:
     num_columns = min(MAX_COLUMNS, len(panels))
     num_rows = math.ceil(len(panels) / num_columns)
     figure = _figure(max(7.0, 3.6 * num_columns + 0.4), 2.75 * num_rows + 0.55, theme)
-    grid = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False)
+    grid = figure.subplots(num_rows, num_columns, sharex=has_same_x, sharey=True, squeeze=False)
     axes = list(grid.flat)
     for unused in axes[len(panels) :]:
         unused.set_visible(False)
@@ -223,11 +232,14 @@ def _label(axes: Sequence[Axes], x: str, y: str) -> None:
 
 def _legend(figure: Figure, axes: Sequence[Axes], theme: Theme) -> None:
     handles = {label: handle for one in axes for handle, label in zip(*one.get_legend_handles_labels(), strict=True)}
+    num_columns = max(1, int(figure.get_figwidth() / (0.085 * max(map(len, handles)) + 0.6)))
+    num_rows = math.ceil(len(handles) / num_columns)
+    figure.set_figheight(figure.get_figheight() + 0.2 * (num_rows - 1))
     figure.legend(
         handles.values(),
         handles.keys(),
         loc="outside lower center",
-        ncols=min(len(handles), 6),
+        ncols=min(len(handles), num_columns),
         frameon=False,
         fontsize=8.5,
         labelcolor=theme.ink,
@@ -281,30 +293,30 @@ def _draw_heatmaps(report: Report, theme: Theme) -> Figure:
     num_rows = math.ceil(len(panels) / num_columns)
     teachers = list(dict.fromkeys(m.teacher for m in report.groups.methods if m.is_learned))
     samplers = list(dict.fromkeys(m.sampler for m in report.groups.methods if m.is_learned))
-    width = min(11.2, num_columns * (1.0 * len(samplers) + 1.3))
-    is_tight = width / num_columns - 1.0 < 0.85 * len(samplers)
-    figure = _figure(width, (0.5 * len(teachers) + (1.3 if is_tight else 0.85)) * num_rows, theme)
-    axes = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
+    room = 0.09 * max(map(len, teachers)) + 0.2
+    panel = max(0.95 * len(samplers), 0.085 * max(map(len, panels)), 1.6)
+    figure = _figure(min(11.2, max(5.0, room + num_columns * panel)), (0.5 * len(teachers) + 0.85) * num_rows, theme)
+    axes = list(figure.subplots(num_rows, num_columns, squeeze=False, sharey=True, sharex=True).flat)
+    is_tight = (figure.get_figwidth() - room) / num_columns < 0.85 * len(samplers)
     colours = LinearSegmentedColormap.from_list("scores", theme.scale)
-    for one, (title, rows) in zip(axes, panels.items(), strict=False):
+    for number, (one, (title, rows)) in enumerate(zip(axes, panels.items(), strict=False)):
         _draw_heatmap(one, title, rows, teachers, samplers, colours, theme)
-        if is_tight:
-            one.tick_params(axis="x", rotation=30)
-            for label in one.get_xticklabels():
-                label.set(ha="right", rotation_mode="anchor")
+        one.tick_params(labelbottom=number + num_columns >= len(panels))
+        for label in one.get_xticklabels() if is_tight else ():
+            label.set(rotation=30, ha="right", rotation_mode="anchor")
     for unused in axes[len(panels) :]:
         unused.set_visible(False)
     return figure
 
 
 def _heatmap_panels(report: Report) -> dict[str, list[Row]]:
-    """Return the rows of each map: all environments and each, and apart for every combination of other settings."""
+    """Return the rows of each map: all environments and each, or one for every combination of other settings."""
     others = list(dict.fromkeys(m.others for m in report.groups.methods if m.is_learned))
     tasks = list(dict.fromkeys(row.task for row in report.rows))
     panels = {}
-    for task in tasks:
+    for task in tasks if len(others) == 1 or len(tasks) == 1 else [ALL_TASKS]:
         for other in others:
-            title = ", ".join(("all environments" if task == ALL_TASKS else task, *other))
+            title = ", ".join(other) or ("all environments" if task == ALL_TASKS else task)
             rows = [r for r in report.rows if r.task == task and r.method.is_learned and r.method.others == other]
             if any(row.iqm is not None for row in rows):
                 panels[title] = rows
@@ -443,3 +455,41 @@ def _draw_curve(axes: Axes, method: Method, curve: Curve, look: Mapping[str, Any
     axes.plot(curve.x, curve.y, label=method.line, linewidth=1.8, **look)
     if curve.low is not None and curve.high is not None:
         axes.fill_between(curve.x, curve.low, curve.high, color=look["color"], alpha=0.15, linewidth=0)
+
+
+def _budget_lines(report: Report) -> dict[tuple[str, str], list[Row]]:
+    """Return the rows of each task and of methods that are the same but for the budget, by rising number of labels."""
+    lines: dict[tuple[str, str], list[Row]] = {}
+    for row in report.rows:
+        if row.task != ALL_TASKS and row.method.is_learned and row.iqm is not None:
+            others = [part for part in row.method.others if not part.startswith(("budget=", "feedback.budget="))]
+            name = ", ".join(part for part in (row.method.teacher, row.method.sampler, *others) if part)
+            lines.setdefault((row.task, name), []).append(row)
+    return {key: sorted(rows, key=lambda row: row.labels_mean) for key, rows in lines.items()}
+
+
+def _draw_budgets(report: Report, theme: Theme) -> Figure:
+    lines = _budget_lines(report)
+    names = list(dict.fromkeys(name for _, name in lines))
+    tasks = {task: None for task, _ in lines}
+    figure, axes = _panel_figure(tasks, theme, has_same_x=False)
+    for one, task in zip(axes, tasks, strict=True):
+        _style(one, theme, task)
+        most = max(row.labels_mean for (of, _), rows in lines.items() if of == task for row in rows) or 1.0
+        for number, name in enumerate(names):
+            color, dash = theme.lines[number % len(theme.lines)], DASHES[number % len(DASHES)]
+            rows = lines.get((task, name), [])
+            # Side by side, so that intervals at the same number of labels can be told apart.
+            shift = (number - (len(names) - 1) / 2) * 0.015 * most
+            x = [row.labels_mean + shift for row in rows]
+            one.plot(x, [row.iqm.value for row in rows if row.iqm], "o", color=color, linestyle=dash, label=name)
+            for place, row in zip(x, rows, strict=True):
+                if row.iqm is not None and row.iqm.low is not None and row.iqm.high is not None:
+                    ends = [row.iqm.low, row.iqm.high]
+                    one.plot([place] * 2, ends, color=color, linewidth=5, alpha=0.3, solid_capstyle="butt")
+        one.axhline(0.0, color=theme.muted, linewidth=1.0, linestyle=":", label="random actions", zorder=1)
+        one.axhline(1.0, color=theme.muted, linewidth=1.0, linestyle="--", label="true reward, final", zorder=1)
+        one.set_xlim(0, most * 1.08)
+    _label(axes, "labels of the whole run", "score (interquartile mean)")
+    _legend(figure, axes, theme)
+    return figure

@@ -31,7 +31,7 @@ PATHS = ("snapshot", "algorithm.reference", "feedback.demonstrations", "feedback
 ORDER = ("teacher.", "preset", "feedback.", "reward.", "algorithm.", "")
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Method:
     """How runs learn, whatever the environment.
 
@@ -39,7 +39,8 @@ class Method:
         is_learned: False for the runs that are paid the true reward.
         teacher: Who answers, with the settings of the teacher that differ between runs.
         sampler: Who chooses the queries; empty where none are asked.
-        others: Every other setting that differs between runs, as key=value.
+        others: Every other setting that differs between runs, as key=value; only the last word of the key where no
+            other setting ends with it.
     """
 
     is_learned: bool
@@ -150,7 +151,7 @@ def group_runs(runs: Sequence[Run]) -> Groups:
     left_out, notes = [], []
     cells = {}
     scales = _Scales(true, table, tasks)
-    for (task, method), found in sorted(members.items()):
+    for (task, method), found in sorted(members.items(), key=lambda item: (item[0][0], _order(item[0][1]))):
         by_seed: dict[int, Run] = {}
         for run in found:
             if run.seed in by_seed:
@@ -161,9 +162,17 @@ def group_runs(runs: Sequence[Run]) -> Groups:
     if silent:
         notes.append(f"Settings that differ along with those named, and are not told apart from them: {_join(silent)}.")
     notes += _scale_notes(cells.values())
+    task_names = tuple(dict.fromkeys(task for task, _ in cells))
+    methods = tuple(sorted({method for _, method in cells}, key=_order))
+    num_partial = sum(any((task, method) not in cells for task in task_names) for method in methods)
+    if num_partial:
+        notes.append(
+            f"{num_partial} of {len(methods)} groups are not on all {len(task_names)} environments. What is said of "
+            "all environments is about those that a group is on: compare such groups on each environment."
+        )
     return Groups(
-        tasks=tuple(dict.fromkeys(task for task, _ in cells)),
-        methods=tuple(sorted({method for _, method in cells})),
+        tasks=task_names,
+        methods=methods,
         cells=cells,
         left_out=tuple(left_out),
         notes=tuple(notes),
@@ -254,14 +263,30 @@ def _differs_within_a_task(
     return any(len(found) > 1 for found in values.values())
 
 
+def _order(method: Method) -> tuple[Any, ...]:
+    """Sort as people do: true reward first, 50 before 100."""
+    return (method.is_learned, *map(_natural, (method.teacher, method.sampler, "\n".join(method.others))))
+
+
+def _natural(text: str) -> list[Any]:
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [float(part) if number % 2 else part for number, part in enumerate(parts)]
+
+
 def _method(run: Run, settings: Mapping[str, str], named: Sequence[str]) -> Method:
     # Nothing is said of a setting that has no value, such as a number that is the preset's.
     parts = [(key, settings.get(key, "null")) for key in named]
     shown = [(key, value) for key, value in parts if value != "null"]
     of_teacher = [f"{key.removeprefix('teacher.')}={value}" for key, value in shown if key.startswith("teacher.")]
-    others = [f"{key}={value}" for key, value in shown if not key.startswith("teacher.")]
+    others = [f"{short_key(key, settings)}={value}" for key, value in shown if not key.startswith("teacher.")]
     teacher = " ".join((run.teacher, *of_teacher)) if run.learns_reward else TRUE_REWARD
     return Method(run.learns_reward, teacher, run.sampler, tuple(others))
+
+
+def short_key(key: str, settings: Iterable[str]) -> str:
+    """Return the last word of a setting's key where it says enough, else the key."""
+    word = key.rpartition(".")[2]
+    return key if any(other != key and other.rpartition(".")[2] == word for other in settings) else word
 
 
 # ---------------------------------------------------------------- scales

@@ -74,8 +74,8 @@ def _scales(report: Report) -> list[tuple[str, str, str, int, str]]:
     return list(dict.fromkeys(rows))
 
 
-def _number(value: float | None) -> str:
-    return number(value).replace("-", "\N{MINUS SIGN}") if value is not None else "\N{EN DASH}"
+def _number(value: float | None, beside: float | None = None) -> str:
+    return number(value, beside).replace("-", "\N{MINUS SIGN}") if value is not None else "\N{EN DASH}"
 
 
 def _interval(estimate: object) -> str:

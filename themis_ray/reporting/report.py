@@ -178,14 +178,15 @@ class Report:
         return next((row for row in self.rows if row.task == task and row.method == method), None)
 
 
-def make_report(paths: Sequence[Path], baseline: str | None = None) -> Report:
+def make_report(paths: Sequence[Path], baseline: str | None = None, *, seed: int = 0) -> Report:
     """Read all runs below the folders and work out what is to be said of them.
 
-    The same runs give the same numbers: every interval is drawn from a generator of its own.
+    The same runs give the same numbers: every interval is drawn from a generator of its own with the same seed.
 
     Args:
         paths: Run folders, or folders that hold some.
         baseline: KEY=VALUE of a setting, such as teacher.name=oracle.
+        seed: Of the bootstrap samples.
 
     Raises:
         ConfigError: No group has the value of the baseline.
@@ -202,45 +203,41 @@ def make_report(paths: Sequence[Path], baseline: str | None = None) -> Report:
     compared: tuple[Comparison, ...] = ()
     if baseline is not None:
         partners, alone = _baselines(groups, *_parse_baseline(baseline, runs))
-        compared = _comparisons(groups, partners)
+        compared = _comparisons(groups, partners, seed)
         if alone:
             names = "; ".join(method.name for method in alone)
             notes.append(f"No group of the baseline goes with these, or shares a task with them: {names}.")
     return Report(
         groups=groups,
-        rows=_rows(groups),
+        rows=_rows(groups, seed),
         comparisons=compared,
         baseline=baseline or "",
         pairs=_pairs(groups),
-        profiles=_profiles(groups),
-        curves=_curves(groups),
+        profiles=_profiles(groups, seed),
+        curves=_curves(groups, seed),
         verdict=_verdict(groups),
         left_out=(*left_out, *groups.left_out),
         notes=tuple(notes),
     )
 
 
-def _rng() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
 # ---------------------------------------------------------------- rows
 
 
-def _rows(groups: Groups) -> tuple[Row, ...]:
+def _rows(groups: Groups, seed: int) -> tuple[Row, ...]:
     rows = []
     if len(groups.tasks) > 1:
-        rows += [_row(ALL_TASKS, method, list(groups.of(method).values())) for method in groups.methods]
+        rows += [_row(ALL_TASKS, method, list(groups.of(method).values()), seed) for method in groups.methods]
     for task in groups.tasks:
         rows += [
-            _row(task, method, [groups.cells[task, method]])
+            _row(task, method, [groups.cells[task, method]], seed)
             for method in groups.methods
             if (task, method) in groups.cells
         ]
     return tuple(rows)
 
 
-def _row(task: str, method: Method, cells: Sequence[Cell]) -> Row:
+def _row(task: str, method: Method, cells: Sequence[Cell], seed: int) -> Row:
     scores = [cell.scores for cell in cells if cell.scores is not None]
     returns = cells[0].returns if task != ALL_TASKS else None
     # Returns of one run have no spread that could be known.
@@ -255,8 +252,8 @@ def _row(task: str, method: Method, cells: Sequence[Cell]) -> Row:
         return_std=std,
         labels_mean=float(np.mean([run.queries_asked for cell in cells for run in cell.runs])),
         score_mean=float(np.concatenate(scores).mean()) if scores else None,
-        iqm=estimate(scores, interquartile_mean, _rng()) if scores else None,
-        gap=estimate(scores, optimality_gap, _rng()) if scores else None,
+        iqm=estimate(scores, interquartile_mean, np.random.default_rng(seed)) if scores else None,
+        gap=estimate(scores, optimality_gap, np.random.default_rng(seed)) if scores else None,
     )
 
 
@@ -348,17 +345,18 @@ def _closest(method: Method, key: str, those: Sequence[Method]) -> Method | None
     elif key == "feedback.sampler":
         same = [one for one in those if (one.teacher, one.others) == (method.teacher, method.others)]
     else:
-        mine = [part for part in method.others if not part.startswith(f"{key}=")]
+        own = (f"{key}=", f"{key.rpartition('.')[2]}=")
+        mine = [part for part in method.others if not part.startswith(own)]
         same = [
             one
             for one in those
             if (one.teacher, one.sampler) == (method.teacher, method.sampler)
-            and [part for part in one.others if not part.startswith(f"{key}=")] == mine
+            and [part for part in one.others if not part.startswith(own)] == mine
         ]
     return same[0] if len(same) == 1 else None
 
 
-def _comparisons(groups: Groups, partners: Mapping[Method, Method]) -> tuple[Comparison, ...]:
+def _comparisons(groups: Groups, partners: Mapping[Method, Method], seed: int) -> tuple[Comparison, ...]:
     rows = []
     names = [*([ALL_TASKS] if len(groups.tasks) > 1 else []), *groups.tasks]
     for name in names:
@@ -366,11 +364,11 @@ def _comparisons(groups: Groups, partners: Mapping[Method, Method]) -> tuple[Com
             left, right = groups.of(method), groups.of(baseline)
             shared = [task for task in groups.tasks if task in left and task in right and name in (ALL_TASKS, task)]
             if shared:
-                rows.append(_compare(name, [left[task] for task in shared], [right[task] for task in shared]))
+                rows.append(_compare(name, [left[task] for task in shared], [right[task] for task in shared], seed))
     return tuple(rows)
 
 
-def _compare(name: str, left: Sequence[Cell], right: Sequence[Cell]) -> Comparison:
+def _compare(name: str, left: Sequence[Cell], right: Sequence[Cell], seed: int) -> Comparison:
     pairs = list(zip(left, right, strict=True))
     scored = [(x.scores, y.scores) for x, y in pairs]
     both = [(x, y) for x, y in scored if x is not None and y is not None]
@@ -379,8 +377,14 @@ def _compare(name: str, left: Sequence[Cell], right: Sequence[Cell]) -> Comparis
         method=left[0].method,
         baseline=right[0].method,
         num_seeds=min(len(cell.runs) for cell in (*left, *right)),
-        improvement=improvement([cell.returns for cell in left], [cell.returns for cell in right], _rng()),
-        difference=difference([x for x, _ in both], [y for _, y in both], interquartile_mean, _rng()) if both else None,
+        improvement=improvement(
+            [cell.returns for cell in left], [cell.returns for cell in right], np.random.default_rng(seed)
+        ),
+        difference=difference(
+            [x for x, _ in both], [y for _, y in both], interquartile_mean, np.random.default_rng(seed)
+        )
+        if both
+        else None,
     )
 
 
@@ -400,7 +404,7 @@ def _pairs(groups: Groups) -> NDArray[np.float64]:
 # ---------------------------------------------------------------- profiles and curves
 
 
-def _profiles(groups: Groups) -> dict[Method, Profile]:
+def _profiles(groups: Groups, seed: int) -> dict[Method, Profile]:
     strata = {
         method: [cell.scores for cell in groups.of(method, scored=True).values() if cell.scores is not None]
         for method in groups.methods
@@ -411,32 +415,32 @@ def _profiles(groups: Groups) -> dict[Method, Profile]:
     every = np.concatenate([runs for scores in strata.values() for runs in scores])
     low, high = max(LOWEST_THRESHOLD, min(0.0, float(every.min()))), max(1.1, float(every.max()))
     thresholds = np.linspace(low, high, NUM_THRESHOLDS)
-    return {method: _profile(scores, thresholds) for method, scores in strata.items()}
+    return {method: _profile(scores, thresholds, seed) for method, scores in strata.items()}
 
 
-def _profile(strata: Sequence[NDArray[np.float64]], thresholds: NDArray[np.float64]) -> Profile:
+def _profile(strata: Sequence[NDArray[np.float64]], thresholds: NDArray[np.float64], seed: int) -> Profile:
     shares = performance_profile(np.concatenate(strata), thresholds)
     if not has_interval(strata):
         return Profile(thresholds, shares, None, None)
-    samples = np.concatenate(bootstrap(strata, _rng()), axis=-1)
+    samples = np.concatenate(bootstrap(strata, np.random.default_rng(seed)), axis=-1)
     return Profile(thresholds, shares, *interval(performance_profile(samples, thresholds)))
 
 
-def _curves(groups: Groups) -> dict[tuple[CurveAxis, str], dict[Method, Curve]]:
+def _curves(groups: Groups, seed: int) -> dict[tuple[CurveAxis, str], dict[Method, Curve]]:
     curves: dict[tuple[CurveAxis, str], dict[Method, Curve]] = {}
     axes: tuple[CurveAxis, ...] = ("env_steps", "labels")
     for axis in axes:
         for task in (*([ALL_TASKS] if len(groups.tasks) > 1 else []), *groups.tasks):
-            made = {method: _curve(groups, method, axis, task) for method in groups.methods}
+            made = {method: _curve(groups, method, axis, task, seed) for method in groups.methods}
             found = {method: curve for method, curve in made.items() if curve is not None}
             if found:
                 curves[axis, task] = found
     return curves
 
 
-def _curve(groups: Groups, method: Method, axis: CurveAxis, task: str) -> Curve | None:
+def _curve(groups: Groups, method: Method, axis: CurveAxis, task: str, seed: int) -> Curve | None:
     if task != ALL_TASKS:
         cell = groups.cells.get((task, method))
-        return None if cell is None else cell_curve(cell, axis, _rng(), is_scored=False)
+        return None if cell is None else cell_curve(cell, axis, np.random.default_rng(seed), is_scored=False)
     cells = list(groups.of(method, scored=True).values())
-    return overall_curve(cells, axis, _rng()) if cells else None
+    return overall_curve(cells, axis, np.random.default_rng(seed)) if cells else None

@@ -111,11 +111,11 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 # ---------------------------------------------------------------- words
 
 
-def number(value: float | None) -> str:
-    """Return a number as a table shows it: a score with three digits, a large return with one."""
+def number(value: float | None, beside: float | None = None) -> str:
+    """Return a number as a table shows it: three digits, or one where it or the one that it stands beside is large."""
     if value is None:
         return "-"
-    digits = 1 if abs(value) >= 10 else 3
+    digits = 1 if max(abs(value), abs(beside or 0.0)) >= 10 else 3
     text = f"{value:.{digits}f}"
     return text.removeprefix("-") if float(text) == 0 else text
 
@@ -124,7 +124,8 @@ def with_interval(estimate: Estimate | None, digits: int = 2) -> str:
     """Return a number with its interval, where it has one."""
     if estimate is None:
         return "-"
-    value, low, high = (None if x is None else f"{x + 0.0:.{digits}f}" for x in _values(estimate))
+    # Rounding first keeps a minus from a zero.
+    value, low, high = (None if x is None else f"{round(x, digits) + 0.0:.{digits}f}" for x in _values(estimate))
     return f"{value}" if low is None else f"{value} [{low}, {high}]"
 
 
