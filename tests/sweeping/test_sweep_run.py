@@ -129,6 +129,7 @@ def test_trials_share_one_exploration(tmp_path: Path, ray_cluster: None) -> None
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_asha_ends_trials_that_fall_behind_for_good(tmp_path: Path, ray_cluster: None) -> None:
     scheduler = {"kind": "asha", "grace_num_env_steps": 200, "reduction_factor": 2}
     path = write_sweep(tmp_path, seeds=4, scheduler=scheduler, max_concurrent=2)
@@ -142,6 +143,7 @@ def test_asha_ends_trials_that_fall_behind_for_good(tmp_path: Path, ray_cluster:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_pbt_lets_trials_go_on_from_better_ones(tmp_path: Path, ray_cluster: None) -> None:
     scheduler = {
         "kind": "pbt",
@@ -163,6 +165,7 @@ def test_pbt_lets_trials_go_on_from_better_ones(tmp_path: Path, ray_cluster: Non
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_optuna_chooses_trials_and_goes_on(tmp_path: Path, ray_cluster: None) -> None:
     pytest.importorskip("optuna")
     space = {"reward.learning_rate": {"loguniform": [1e-4, 1e-2]}, "feedback.sampler": ["uniform", "entropy"]}

@@ -32,9 +32,10 @@ def train_trial(config: dict[str, Any]) -> None:
         config: `trial`, as `themis_ray.sweeping.run` packs it, and with pbt the mutable settings by their dotted keys.
     """
     trial = config["trial"]
-    path = Path(trial["path"])
+    # pbt copies the configuration of one trial to another, names included; only the name that Tune keeps stays.
+    path = Path(trial["root"]) / tune.get_context().get_trial_name()
     try:
-        experiment = _settings(trial, config)
+        experiment = _settings(path, trial, config)
         is_resumed = (path / "config.yaml").is_file()
         if trial["mutable"]:
             is_resumed = _take_over(path, experiment) or is_resumed
@@ -55,14 +56,15 @@ def pretrain_trial(config: dict[str, Any]) -> None:
     """Write one snapshot that trials start from; the function that Tune calls."""
     trial = config["trial"]
     experiment = ExperimentConfig.model_validate(trial["settings"])
-    for num_env_steps in run_pretraining(experiment, Path(trial["path"])):
+    for num_env_steps in run_pretraining(experiment, Path(trial["root"]) / trial["name"]):
         tune.report({"num_env_steps": num_env_steps})
 
 
-def _settings(trial: Mapping[str, Any], config: Mapping[str, Any]) -> ExperimentConfig:
+def _settings(path: Path, trial: Mapping[str, Any], config: Mapping[str, Any]) -> ExperimentConfig:
     if not trial["mutable"]:
         return ExperimentConfig.model_validate(trial["settings"])
-    values = {**trial["settings"], **{key: config[key] for key in trial["mutable"]}}
+    own = load_config(path / "config.yaml").model_dump(mode="json") if (path / "config.yaml").is_file() else None
+    values = {**(own or trial["settings"]), **{key: config[key] for key in trial["mutable"]}}
     return load_config(None, [f"{key}={json.dumps(value)}" for key, value in values.items()])
 
 

@@ -17,7 +17,7 @@ from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.schedulers import AsyncHyperBandScheduler, PopulationBasedTraining
 
 from themis_ray.config import load_config
-from themis_ray.errors import ConfigError
+from themis_ray.errors import CheckpointError, ConfigError
 from themis_ray.experiment import quieten, ray_session
 from themis_ray.sweeping.folder import Outcome, SweepFolder
 from themis_ray.sweeping.optuna_search import OptunaSearcher, read_suggestions
@@ -77,13 +77,13 @@ class _Watch(tune.Callback):
 
     def on_trial_result(self, *, trial: Any, result: Any, **_: Any) -> None:
         """Tell how far a trial is."""
-        about = trial.config["trial"]
-        self.shares[about["name"]] = min(1.0, result.get("num_env_steps", 0) / about["num_env_steps"])
+        num_env_steps = trial.config["trial"]["num_env_steps"]
+        self.shares[str(trial)] = min(1.0, result.get("num_env_steps", 0) / num_env_steps)
         self._tell(trial, is_running=True, value=float(result.get(self.metric, math.nan)))
 
     def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
         """Tell that a trial is over; one without a summary was ended by the scheduler."""
-        name = trial.config["trial"]["name"]
+        name = str(trial)
         if self.scheduler != "none" and not self.folder.is_over(name):
             self.folder.mark_stopped(name, self.scheduler)
         self._end(trial)
@@ -93,12 +93,12 @@ class _Watch(tune.Callback):
         self._end(trial)
 
     def _end(self, trial: Any) -> None:
-        self.shares[trial.config["trial"]["name"]] = 1.0
+        self.shares[str(trial)] = 1.0
         self.num_over += 1
         self._tell(trial, is_running=False)
 
     def _tell(self, trial: Any, is_running: bool, value: float = math.nan) -> None:
-        name = trial.config["trial"]["name"]
+        name = str(trial)
         (self.running.add if is_running else self.running.discard)(name)
         over_before = self.num_over - sum(share == 1.0 for share in self.shares.values())
         share = min(1.0, (max(0, over_before) + sum(self.shares.values())) / max(1, self.num_trials))
@@ -126,7 +126,7 @@ def run_sweep(
 
     Raises:
         ConfigError: A trial asks for more than the machine has.
-        CheckpointError: A shared snapshot is damaged.
+        CheckpointError: A shared snapshot is damaged, or could not be made.
     """
     quieten()
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
@@ -142,9 +142,9 @@ def run_sweep(
             names = _run_optuna(settings, folder, report)
         else:
             names = [trial.name for trial in trials]
-            if settings.share_pretrain:
-                trials = _explore(settings, folder, trials, report)
             waiting = [trial for trial in trials if not folder.is_over(trial.name)]
+            if settings.share_pretrain:
+                waiting = _explore(settings, folder, trials, waiting, report)
             if waiting:
                 watch = _watch(settings, folder, "training", len(trials), len(trials) - len(waiting), report)
                 packed = [_pack(trial, settings, folder) for trial in waiting]
@@ -172,23 +172,38 @@ def _check_room(trials: Sequence[Trial]) -> None:
 
 
 def _explore(
-    settings: SweepSettings, folder: SweepFolder, trials: Sequence[Trial], report: Callable[[Progress], None]
+    settings: SweepSettings,
+    folder: SweepFolder,
+    trials: Sequence[Trial],
+    waiting: Sequence[Trial],
+    report: Callable[[Progress], None],
 ) -> list[Trial]:
-    """Make the snapshots that trials share, and return the trials that start from them."""
-    shared = share_exploration(trials, folder.snapshots_path)
+    """Make the snapshots that waiting trials share, and return these trials; none after an interruption.
+
+    Which trials share one is decided over all of them, so that a resumed sweep finds the same snapshots.
+
+    Raises:
+        CheckpointError: A snapshot could not be made.
+    """
+    names = {trial.name for trial in waiting}
+    shared = [one for one in share_exploration(trials, folder.snapshots_path) if names.intersection(one.names)]
     missing = [one.as_trial() for one in shared if not is_made(one)]
     if missing:
         plain = settings.model_copy(update={"scheduler": SchedulerSettings()})
         watch = _watch(plain, folder, "exploring", len(shared), len(shared) - len(missing), report)
         space = {"trial": tune.grid_search([_pack(trial, settings, folder) for trial in missing])}
-        _fit(pretrain_trial, space, settings, folder, watch)
+        results = _fit(pretrain_trial, space, settings, folder, watch)
         shutil.rmtree(folder.tune_path, ignore_errors=True)
+        if results.errors:
+            reason = str(results.errors[0]).strip().splitlines()[-1]
+            raise CheckpointError(
+                f"unsupervised exploration failed: {reason}. Go on with --resume {folder.path}, or start another sweep "
+                "with share_pretrain=false, in which each trial explores."
+            )
+    if not all(is_made(one) for one in shared):
+        return []
     by_name = {name: one for one in shared for name in one.names}
-    # Where exploration failed or was interrupted, trials do it themselves.
-    return [
-        start_from(trial, by_name[trial.name]) if trial.name in by_name and is_made(by_name[trial.name]) else trial
-        for trial in trials
-    ]
+    return [start_from(trial, by_name[trial.name]) if trial.name in by_name else trial for trial in waiting]
 
 
 def _watch(
@@ -216,7 +231,7 @@ def _pack(trial: Trial, settings: SweepSettings, folder: SweepFolder) -> dict[st
             start = {key: now[key] for key in start}
     return {
         "name": trial.name,
-        "path": str(path),
+        "root": str(folder.path.resolve()),
         "settings": config.model_dump(mode="json"),
         "num_env_steps": config.num_env_steps,
         "bundles": [dict(bundle) for bundle in trial.bundles],
@@ -280,7 +295,7 @@ def _fit(
     scheduler: Any = None,
     search: Any = None,
     num_samples: int = 1,
-) -> None:
+) -> tune.ResultGrid:
     tuner = tune.Tuner(
         tune.with_resources(function, _bundles),
         param_space=space,
@@ -292,7 +307,7 @@ def _fit(
             num_samples=num_samples,
             max_concurrent_trials=settings.max_concurrent,
             reuse_actors=False,
-            trial_name_creator=lambda trial: trial.trial_id,
+            trial_name_creator=lambda trial: trial.config["trial"]["name"],
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
@@ -303,7 +318,7 @@ def _fit(
             verbose=0,
         ),
     )
-    tuner.fit()
+    return tuner.fit()
 
 
 def _run_optuna(settings: SweepSettings, folder: SweepFolder, report: Callable[[Progress], None]) -> list[str]:
