@@ -214,6 +214,13 @@ def test_a_dry_run_prints_trials_resources_and_time_and_starts_nothing(tmp_path:
     assert not out.exists()
 
 
+def test_a_dry_run_tells_how_often_is_explored() -> None:
+    path = ROOT / "tune_configs" / "label_budget.yaml"
+    result = CliRunner().invoke(main, ["sweep", str(path), "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "exploration is done 3 times, for 15 trials" in result.output
+
+
 def test_an_estimate_shares_the_cores_and_learns_from_finished_runs(tmp_path: Path) -> None:
     trials = expand(load_sweep(write_sweep(tmp_path, seeds=4)))
     narrow, wide = estimate(trials, 1.5), estimate(trials, 3.0)

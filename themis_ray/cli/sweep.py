@@ -24,6 +24,7 @@ from themis_ray.sweeping import (
     expand,
     load_sweep,
     run_sweep,
+    share_exploration,
 )
 
 __all__ = ["sweep"]
@@ -138,6 +139,10 @@ def print_plan(trials: Sequence[Trial], settings: SweepSettings, path: Path) -> 
             f"{trial.name:{width}}  {trial.config.num_env_steps:>10}  {budget:>6}  {trial.num_cpus:>5g}  "
             f"{trial.num_gpus:>5g}  {duration(seconds):>8}"
         )
+    shared = share_exploration(trials, path) if settings.share_pretrain else []
+    if shared:
+        num_sharing = sum(len(one.names) for one in shared)
+        click.echo(f"Unsupervised exploration is done {len(shared)} times, for {num_sharing} trials.")
     click.echo(
         f"{len(trials)} trials into {path}, {plan.num_at_once} at a time on {num_cpus:g} CPUs: about "
         f"{duration(plan.total_s)}. Nothing was started."

@@ -2,6 +2,7 @@
 
 from themis_ray.sweeping.estimate import Estimate, estimate
 from themis_ray.sweeping.folder import Outcome, SweepFolder
+from themis_ray.sweeping.pretraining import share_exploration
 from themis_ray.sweeping.run import Progress, run_sweep
 from themis_ray.sweeping.settings import SweepSettings, load_sweep
 from themis_ray.sweeping.trials import Trial, expand
@@ -17,4 +18,5 @@ __all__ = [
     "expand",
     "load_sweep",
     "run_sweep",
+    "share_exploration",
 ]
