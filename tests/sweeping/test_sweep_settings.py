@@ -16,13 +16,13 @@ from themis_ray.sweeping import SweepFolder, estimate, expand, load_sweep
 ROOT = Path(__file__).parents[2]
 SHIPPED = {
     "smoke": 4,
-    "teachers_x_samplers": 108,
-    "bpref_locomotion": 180,
-    "bpref_manipulation": 180,
+    "teachers_x_samplers": 111,
+    "bpref_locomotion": 210,
+    "bpref_manipulation": 210,
     "themis_atari": 45,
     "label_budget": 18,
-    "ensemble_size": 48,
-    "all_envs": len(list_envs("classic")),
+    "ensemble_size": 51,
+    "all_envs": 2 * len(list_envs("classic")),
     "pbt_reward": 8,
 }
 
@@ -46,14 +46,17 @@ def test_every_shipped_sweep_is_commented_loads_and_expands(name: str) -> None:
     assert f"themis sweep tune_configs/{name}.yaml" in path.read_text()
     settings = load_sweep(path)
     if name == "themis_atari":
-        settings = settings.model_copy(update={"seeds": settings.seeds[:1], "space": {"env.id": ["ALE/Pong-v5"]}})
+        pong = {**settings.space, "env.id": ["ALE/Pong-v5"]}
+        settings = settings.model_copy(update={"seeds": settings.seeds[:1], "space": pong})
     elif name.startswith("bpref"):
-        # Its environments are an extra. All else of it is checked with one that is there.
-        here = {task: {**given, "env.id": "HalfCheetah-v5"} for task, given in settings.variants.items()}
+        # Its environments are an extra. All else of it is checked with some that are there.
+        installed = ("HalfCheetah-v5", "Walker2d-v5", "Ant-v5")
+        variants = zip(settings.variants.items(), installed, strict=True)
+        here = {task: {**given, "env.id": env_id} for (task, given), env_id in variants}
         settings = settings.model_copy(update={"seeds": settings.seeds[:1], "variants": here})
     trials = expand(settings)
     assert len({trial.name for trial in trials}) == len(trials)
-    expected = {"themis_atari": 3, "bpref_locomotion": 18, "bpref_manipulation": 18}
+    expected = {"themis_atari": 3, "bpref_locomotion": 21, "bpref_manipulation": 21}
     assert len(trials) == expected.get(name, SHIPPED[name])
     for trial in trials:
         assert trial.name.endswith(f"s{trial.config.seed}")
@@ -64,7 +67,8 @@ def test_names_are_readable() -> None:
     shipped = ROOT / "tune_configs"
     assert "pendulum/mistake/disagreement/s2" in names(shipped / "teachers_x_samplers.yaml")
     assert "pendulum/ensemble_size-5/mistake/uniform/s1" in names(shipped / "ensemble_size.yaml")
-    assert "labels-25/s0" in names(shipped / "label_budget.yaml")
+    assert "pendulum/budget-25/s0" in names(shipped / "label_budget.yaml")
+    assert "pendulum/true-reward/s1" in names(shipped / "label_budget.yaml")
     assert "mountaincarcontinuous/s0" in names(shipped / "all_envs.yaml")
 
 
@@ -86,6 +90,28 @@ def test_lists_are_crossed_in_order_and_a_number_counts_seeds(tmp_path: Path) ->
     found = names(path)
     assert len(found) == 8
     assert found[:3] == ["pendulum/uniform/budget-4/s0", "pendulum/uniform/budget-4/s1", "pendulum/uniform/budget-8/s0"]
+
+
+def test_the_true_reward_runs_once_for_all_that_differ_in_labels_only(tmp_path: Path) -> None:
+    space = {"feedback.budget": [4, 8], "algorithm.batch_size": [16, 32], "teacher.name": ["oracle", "noisy"]}
+    trials = expand(load_sweep(write_sweep(tmp_path, space=space, seeds=2, true_reward=True)))
+    true = [trial for trial in trials if not trial.config.learn_reward]
+    assert [trial.name for trial in true] == [
+        f"pendulum/true-reward/batch_size-{size}/s{seed}" for size in (16, 32) for seed in (0, 1)
+    ]
+    assert [trial.config.algorithm.batch_size for trial in true] == [16, 16, 32, 32]
+    assert [trial.config.seed for trial in true] == [0, 1, 0, 1]
+    assert trials[:4] == true
+    assert len(trials) == 4 + 16
+
+
+def test_variants_share_the_true_reward_where_they_differ_in_labels_only(tmp_path: Path) -> None:
+    labels = {"few": {"feedback.budget": 4}, "many": {"feedback": {"budget": 8}}}
+    tasks = {"flat": {"env.id": "Pendulum-v1"}, "car": {"env.id": "MountainCarContinuous-v0"}}
+    path = write_sweep(tmp_path, variants=labels, true_reward=True)
+    assert names(path) == ["pendulum/true-reward/s0", "few/s0", "many/s0"]
+    path = write_sweep(tmp_path, variants=tasks, true_reward=True)
+    assert names(path) == ["flat/true-reward/s0", "car/true-reward/s0", "flat/s0", "car/s0"]
 
 
 def test_keys_with_the_same_last_word_stay_apart(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from themis_ray.config import ExperimentConfig, dump_config, load_config
-from themis_ray.reporting.runs import LeftOutRun, Run, flatten
+from themis_ray.config import flatten, load_config
+from themis_ray.reporting.runs import LeftOutRun, Run
 from themis_ray.rllib.settings import LEARNER_DEFAULTS
 
 __all__ = ["TRUE_REWARD", "Cell", "Groups", "Method", "Scale", "group_runs"]
@@ -197,10 +197,8 @@ def _comparable(run: Run) -> dict[str, str]:
 
 
 def _defaults() -> dict[str, Any]:
-    import yaml
-
-    config: ExperimentConfig = load_config(None, ["env.id=none"])
-    return dict(flatten(yaml.safe_load(dump_config(config))))
+    config = load_config(None, ["env.id=none"])
+    return flatten(config.model_dump(mode="json"))
 
 
 def _plain(value: Any) -> Any:

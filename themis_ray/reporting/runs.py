@@ -14,10 +14,11 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from themis_ray.config import flatten
 from themis_ray.errors import RunFolderError
 from themis_ray.tracking import RunFolder
 
-__all__ = ["LeftOutRun", "Run", "find_runs", "flatten"]
+__all__ = ["LeftOutRun", "Run", "find_runs"]
 
 # What a run folder holds below itself is large and holds no other run.
 SKIPPED_FOLDERS = frozenset({"checkpoints", "segments", "episodes", "preferences", "clips", "tensorboard", "wandb"})
@@ -153,7 +154,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         raise RunFolderError("config.yaml cannot be read") from None
-    settings = dict(flatten(values)) if isinstance(values, dict) else {}
+    settings = flatten(values) if isinstance(values, dict) else {}
     missing = [key for key in ("env.id", "seed", "learn_reward") if settings.get(key) is None]
     if missing:
         raise RunFolderError(f"config.yaml lacks {', '.join(missing)}")
@@ -211,12 +212,3 @@ def _is_number(value: Any) -> bool:
 
 def _column(rows: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.float64]:
     return np.array([row.get(key) or 0.0 for row in rows], np.float64)
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every setting with its dotted key; a mapping that is empty yields nothing."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -16,7 +16,7 @@ from ray import tune
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.schedulers import AsyncHyperBandScheduler, PopulationBasedTraining
 
-from themis_ray.config import load_config
+from themis_ray.config import flatten, load_config
 from themis_ray.errors import CheckpointError, ConfigError
 from themis_ray.experiment import quieten, ray_session
 from themis_ray.sweeping.folder import Outcome, SweepFolder
@@ -24,7 +24,7 @@ from themis_ray.sweeping.optuna_search import OptunaSearcher, read_suggestions
 from themis_ray.sweeping.pretraining import is_made, share_exploration, start_from
 from themis_ray.sweeping.process import pretrain_trial, train_trial
 from themis_ray.sweeping.settings import SchedulerSettings, SweepSettings
-from themis_ray.sweeping.trials import Trial, flatten, make_trial, name_of_env, name_point
+from themis_ray.sweeping.trials import Trial, make_trial, name_of_env, name_point
 from themis_ray.tracking import RunFolder
 
 __all__ = ["Progress", "run_sweep"]

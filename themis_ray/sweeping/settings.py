@@ -72,6 +72,11 @@ class SweepSettings(BaseModel):
     num_samples: int = Field(10, ge=1, description="random, optuna: how many settings are drawn.")
     search_seed: int = Field(0, ge=0, description="random, optuna, pbt: what is drawn depends on it and nothing else.")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="Seeds of each setting; or a number, 3 for 0, 1, 2.")
+    true_reward: bool = Field(
+        False,
+        description="Also run each task and seed with learn_reward=false, once for all trials that differ in labels "
+        "only: what a report scales returns by.",
+    )
     scheduler: SchedulerSettings = Field(SchedulerSettings(), description="Who ends or changes trials early.")
     metric: str = Field(
         "true_return_mean", description="What schedulers and optuna look at; a column of metrics.jsonl."
@@ -124,8 +129,10 @@ class SweepSettings(BaseModel):
                 "search=optuna compares the trials of one task and one seed. Leave out variants and env.id, give one "
                 "seed, and run what it finds with several seeds."
             )
-        if self.share_pretrain or self.scheduler.kind == "pbt":
-            raise ConfigError("search=optuna goes with neither share_pretrain nor scheduler.kind=pbt. Leave them out.")
+        if self.share_pretrain or self.true_reward or self.scheduler.kind == "pbt":
+            raise ConfigError(
+                "search=optuna goes with none of share_pretrain, true_reward and scheduler.kind=pbt. Leave them out."
+            )
 
     def _check_scheduler(self) -> None:
         scheduler = self.scheduler
@@ -138,6 +145,8 @@ class SweepSettings(BaseModel):
             raise ConfigError(
                 f"scheduler.mutations was given, but scheduler.kind={scheduler.kind} changes nothing. Use pbt."
             )
+        if scheduler.kind == "pbt" and self.true_reward:
+            raise ConfigError("scheduler.kind=pbt goes with one kind of trials. Leave true_reward out.")
         for key in scheduler.mutations:
             if key.startswith(FIXED) or key.rpartition(".")[2] in FIXED_WORDS:
                 raise ConfigError(

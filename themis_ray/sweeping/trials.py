@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from themis_ray.config import ExperimentConfig, load_config, resolve
+from themis_ray.config import ExperimentConfig, flatten, load_config, resolve
 from themis_ray.envs import list_envs
 from themis_ray.errors import ConfigError, ThemisError
 from themis_ray.randomness import RandomStreams
@@ -23,6 +23,8 @@ from themis_ray.sweeping.settings import FAMILY, SweepSettings, is_distribution
 __all__ = ["Trial", "draw", "expand", "make_trial", "name_of_env"]
 
 ENV_ID = "env.id"
+TRUE_REWARD = "true-reward"
+LABELS_ONLY = ("teacher.", "feedback.", "reward.", "preset")
 NUM_DIGITS = 3
 
 
@@ -54,7 +56,7 @@ class Trial:
 
 
 def expand(settings: SweepSettings) -> list[Trial]:
-    """Return every trial of a grid or random search, in order: variants, then the space, then seeds.
+    """Return every trial of a grid or random search, in order: true reward, then variants, the space, and seeds.
 
     Optuna chooses its settings one after the other; for it, `make_trial` makes each.
 
@@ -62,17 +64,39 @@ def expand(settings: SweepSettings) -> list[Trial]:
         ThemisError: An experiment is not allowed; the message names it. Or two trials would have one name.
     """
     points = list(_points(settings))
-    trials: list[Trial] = []
-    for variant, given in (settings.variants or {"": {}}).items():
+    variants = {name: flatten(given) for name, given in (settings.variants or {"": {}}).items()}
+    trials = list(_paid_true_reward(settings, variants, points)) if settings.true_reward else []
+    for variant, given in variants.items():
         for point in points:
             for seed in settings.seeds:
                 name = _name(settings, variant, point, seed)
-                trials.append(make_trial(settings, name, {**flatten(given), **point}, seed, number=len(trials)))
+                trials.append(make_trial(settings, name, {**given, **point}, seed, number=len(trials)))
     counts = Counter(trial.name for trial in trials)
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
         raise ConfigError(f"two trials would be called {twice[0]}. Take values that occur twice out of space.")
     return trials
+
+
+def _paid_true_reward(
+    settings: SweepSettings, variants: Mapping[str, Mapping[str, Any]], points: Sequence[Mapping[str, Any]]
+) -> Iterator[Trial]:
+    """Yield one trial with the true reward for all that differ in nothing that concerns the learner."""
+    learners: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {}
+    for variant, given in variants.items():
+        of_learner = _without_labels(given)
+        for point in points:
+            kept = _without_labels(point)
+            key = json.dumps({**of_learner, **kept}, sort_keys=True, default=str)
+            learners.setdefault(key, (variant if of_learner else "", of_learner, kept))
+    for variant, given, point in learners.values():
+        for seed in settings.seeds:
+            name = _name(settings, variant, point, seed, TRUE_REWARD)
+            yield make_trial(settings, name, {**given, **point, "learn_reward": False}, seed)
+
+
+def _without_labels(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if not key.startswith(LABELS_ONLY)}
 
 
 def make_trial(settings: SweepSettings, name: str, given: Mapping[str, Any], seed: int, number: int = 0) -> Trial:
@@ -143,28 +167,17 @@ def draw(choices: Any, rng: np.random.Generator) -> Any:
     return float(f"{value:.{NUM_DIGITS}g}")
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 # ---------------------------------------------------------------- names
 
 
-def _name(settings: SweepSettings, variant: str, point: Mapping[str, Any], seed: int) -> str:
+def _name(settings: SweepSettings, variant: str, point: Mapping[str, Any], seed: int, word: str = "") -> str:
     parts = [slug(variant)] if variant else []
     env_id = point.get(ENV_ID, None if variant else _base_env_id(settings))
     if env_id is not None:
         short = name_of_env(env_id)
         is_ambiguous = sum(name_of_env(other) == short for other in _env_ids(settings)) > 1
         parts.append(slug(env_id) if is_ambiguous else short)
-    return "/".join([*parts, *name_point(point), f"s{seed}"])
+    return "/".join([*parts, *([word] if word else []), *name_point(point), f"s{seed}"])
 
 
 def name_point(point: Mapping[str, Any]) -> list[str]:
