@@ -61,8 +61,25 @@ class TrackingSettings(BaseModel):
 
     tensorboard: bool = Field(False, description="Write event files into the run folder.")
     wandb: bool = Field(False, description="Log to Weights & Biases; offline when there is no key.")
-    wandb_project: str = Field("themis", description="W&B project.")
-    wandb_group: str | None = Field(None, description="W&B group, for runs that are compared.")
+    mlflow: bool = Field(False, description="Log to MLflow; needs `pip install 'themis-ray[mlflow]'`.")
+    run_name: str | None = Field(
+        None, description="Name of the run in trackers. None: its path below its sweep, or its folder's name."
+    )
+    log_clips: bool = Field(True, description="A run with a tracker ends with a clip of its trained policy.")
+    wandb_project: str = Field("themis", description="W&B project. WANDB_ENTITY names whose it is.")
+    wandb_group: str | None = Field(
+        None, description="Group of runs that are compared. None: the path below the sweep without the seed."
+    )
+    wandb_tags: tuple[str, ...] = Field((), description="Tags besides environment, learner, teacher, sampler, sweep.")
+    mlflow_tracking_uri: str | None = Field(
+        None, description="MLflow's address. None: MLFLOW_TRACKING_URI, or a SQLite file in the run folder."
+    )
+    mlflow_experiment: str = Field("themis", description="MLflow experiment.")
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Names of the trackers that are on."""
+        return tuple(name for name in ("tensorboard", "wandb", "mlflow") if getattr(self, name))
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {

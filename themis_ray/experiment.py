@@ -9,7 +9,7 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,15 @@ from themis_ray.randomness import RandomStreams, seed_python
 from themis_ray.rllib import build_algorithm_config, deterministic_policy, evaluate, random_policy
 from themis_ray.rllib.process import prepare_process
 from themis_ray.snapshots import check_snapshot, open_snapshot, write_snapshot
-from themis_ray.tracking import RunFolder, make_loggers
+from themis_ray.tracking import (
+    RunFolder,
+    RunLogger,
+    check_tracking,
+    gather_artifacts,
+    make_loggers,
+    predict_left,
+    record_policy,
+)
 
 __all__ = ["Iteration", "quieten", "ray_session", "run_experiment", "run_pretraining"]
 
@@ -102,9 +110,10 @@ def run_experiment(
 
     Raises:
         CheckpointError: The newest checkpoint, or the snapshot or reference to start from, cannot be read.
-        ConfigError: The snapshot or reference to start from does not fit.
+        ConfigError: The snapshot or reference to start from does not fit, or a tracker is not installed.
         DataError: The stored preferences cannot be read.
     """
+    check_tracking(config.tracking)
     quieten()
     prepare_process()
     seed_python(config.seed)
@@ -190,10 +199,38 @@ def _train(
         summary = _summary(algorithm, config, spec, rows)
         folder.write_summary(summary)
         plot_run(folder.read_metrics(), summary, folder.path / "plot.png")
+        if config.tracking.trackers:
+            _show_results(algorithm, config, folder, loggers)
         yield Iteration(rows[-1] if rows else {}, summary)
     finally:
         for run_logger in loggers:
             run_logger.close(summary)
+
+
+def _show_results(algorithm: Any, config: ExperimentConfig, folder: RunFolder, loggers: Sequence[RunLogger]) -> None:
+    """Give trackers what the run leaves behind; what cannot be made of it is left out, for the run is done."""
+    loop = algorithm.loop
+    predicted: dict[str, float] = {}
+    if config.tracking.log_clips:
+        with _or_warning("There is no clip of the trained policy"):
+            seeds = RandomStreams(config.seed)["evaluation"].integers(2**31, size=config.num_evaluation_episodes)
+            policy = deterministic_policy(algorithm.env_runner.module)
+            record_policy(policy, config.env, int(seeds[0]), folder.path / "clips")
+    with _or_warning("Trackers do not get what the reward model predicts of the answers"):
+        if loop.has_fitted_reward:
+            predicted = predict_left(loop.dataset, loop.reward_model.segment_returns)
+    with _or_warning("Trackers do not get pictures and tables"):
+        artifacts = gather_artifacts(folder.path, predicted)
+        for run_logger in loggers:
+            run_logger.add(artifacts)
+
+
+@contextlib.contextmanager
+def _or_warning(text: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        logger.warning("%s (%s: %s).", text, type(error).__name__, error)
 
 
 def _start(algorithm: Any, config: ExperimentConfig, spec: EnvSpec, folder: RunFolder) -> list[dict[str, Any]]:

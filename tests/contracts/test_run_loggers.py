@@ -10,14 +10,29 @@ from typing import Any
 import pytest
 
 from themis_ray.config import ExperimentConfig
-from themis_ray.tracking import METRICS, JsonLinesLogger, RunLogger, TensorBoardLogger, WandbLogger
+from themis_ray.tracking import (
+    METRICS,
+    Artifacts,
+    GuardedLogger,
+    JsonLinesLogger,
+    MlflowLogger,
+    RunLogger,
+    Table,
+    TensorBoardLogger,
+    WandbLogger,
+    describe_run,
+)
 
-CONFIG = ExperimentConfig(env={"id": "Pendulum-v1"}, tracking={"wandb_project": "themis-tests"})
+ABOUT = describe_run(Path("run"), ExperimentConfig(env={"id": "Pendulum-v1"}))
 MakeLogger = Callable[[Path], RunLogger]
 LOGGERS: dict[str, MakeLogger] = {
     "json": lambda folder: JsonLinesLogger(folder / "metrics.jsonl"),
-    "tensorboard": lambda folder: TensorBoardLogger(folder / "tensorboard"),
-    "wandb": lambda folder: WandbLogger(folder, CONFIG),
+    "tensorboard": lambda folder: TensorBoardLogger(folder / "tensorboard", ABOUT),
+    "wandb": lambda folder: WandbLogger(folder, ABOUT, "themis-tests"),
+    "mlflow": lambda folder: MlflowLogger(folder, ABOUT, None, "themis-tests"),
+    "guarded": lambda folder: GuardedLogger(
+        "tensorboard", folder, lambda: TensorBoardLogger(folder / "tensorboard", ABOUT)
+    ),
 }
 
 
@@ -30,6 +45,7 @@ def make_row(num_env_steps: int, **values: Any) -> dict[str, Any]:
 def make_logger(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeLogger:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return LOGGERS[request.param]
 
 
@@ -43,6 +59,7 @@ def test_a_finished_run_leaves_files_in_its_folder(make_logger: MakeLogger, tmp_
     before = [dict(row) for row in rows]
     for row in rows:
         logger.log(row)
+    logger.add(Artifacts(tables={"preferences": Table(("choice", "seconds"), (("left", 1.5), ("skip", None)))}))
     logger.close({"env_id": "Pendulum-v1", "true_return_mean": -150.0, "heldout_accuracy": math.nan, "versions": {}})
     assert written_files(tmp_path)
     assert repr(rows) == repr(before)  # a logger changes nothing
@@ -52,7 +69,11 @@ def test_an_unfinished_run_can_be_gone_on_with(make_logger: MakeLogger, tmp_path
     logger = make_logger(tmp_path)
     logger.log(make_row(100))
     logger.close(None)
-    kept = [path for path in written_files(tmp_path) if re.search(r"metrics\.jsonl$|events\.out|\.wandb$", path.name)]
+    kept = [
+        path
+        for path in written_files(tmp_path)
+        if re.search(r"metrics\.jsonl$|events\.out|\.wandb$|mlflow\.db$", path.name)
+    ]
     assert kept
     sizes = {path: path.stat().st_size for path in kept}
     again = make_logger(tmp_path)
@@ -72,40 +93,3 @@ def test_json_lines_are_whole_as_soon_as_they_are_logged(tmp_path: Path) -> None
         assert len(rows) == number + 1
         assert rows[-1] == make_row(number, alpha=None, q_mean=None)
     logger.close(None)
-
-
-def test_tensorboard_holds_every_finite_number_against_env_steps(tmp_path: Path) -> None:
-    from tensorboardX.proto.event_pb2 import Event
-
-    logger = TensorBoardLogger(tmp_path)
-    logger.log(make_row(70, alpha=math.nan, true_return_mean=-3.0))
-    logger.close(None)
-    (path,) = tmp_path.glob("events.out.tfevents.*")
-    data, values = path.read_bytes(), {}
-    while data:  # 8 bytes of length, 4 of checksum, the event, 4 of checksum
-        length = int.from_bytes(data[:8], "little")
-        event = Event.FromString(data[12 : 12 + length])
-        values.update({value.tag: (event.step, value.simple_value) for value in event.summary.value})
-        data = data[16 + length :]
-    assert values["true_return_mean"] == (70, -3.0)
-    assert set(values) == set(METRICS) - {"phase", "alpha"}
-
-
-def test_wandb_is_offline_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    logger = WandbLogger(tmp_path, CONFIG)
-    logger.log(make_row(10))
-    logger.close({"env_id": "Pendulum-v1"})
-    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
-    assert list(folder.glob("run-*.wandb"))
-
-
-def test_wandb_knows_a_resumed_run_as_the_same_run(tmp_path: Path) -> None:
-    for num_env_steps in (100, 200):
-        logger = WandbLogger(tmp_path, CONFIG)
-        logger.log(make_row(num_env_steps))
-        logger.close(None)
-    assert len({path.stem for path in tmp_path.glob("wandb/offline-run-*/run-*.wandb")}) == 1

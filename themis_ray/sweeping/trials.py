@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from themis_ray.config import ExperimentConfig, flatten, load_config, resolve
+from themis_ray.config import ExperimentConfig, TrackingSettings, flatten, load_config, resolve
 from themis_ray.envs import list_envs
 from themis_ray.errors import ConfigError, ThemisError
 from themis_ray.randomness import RandomStreams
 from themis_ray.rllib import build_algorithm_config
 from themis_ray.sweeping.settings import FAMILY, SweepSettings, is_distribution
+from themis_ray.tracking import check_tracking
 
 __all__ = ["Trial", "draw", "expand", "make_trial", "name_of_env"]
 
@@ -117,13 +118,18 @@ def make_trial(settings: SweepSettings, name: str, given: Mapping[str, Any], see
     values = {**settings.base, **given, **mutable, "seed": seed}
     try:
         config, _ = resolve(load_config(None, [f"{key}={json.dumps(value)}" for key, value in values.items()]))
-        if config.tracking.wandb and config.tracking.wandb_group is None:
-            # W&B calls a run by the last part of its folder, its seed.
-            tracking = config.tracking.model_copy(update={"wandb_group": name.rpartition("/")[0]})
-            config = config.model_copy(update={"tracking": tracking})
+        if config.tracking.trackers:
+            check_tracking(config.tracking)
+            config = config.model_copy(update={"tracking": _named(config.tracking, name)})
         return Trial(name, config, bundles_of(config), mutable)
     except ThemisError as error:
         raise type(error)(f"trial {name}: {error}") from None
+
+
+def _named(tracking: TrackingSettings, name: str) -> TrackingSettings:
+    """Return what trackers call a trial, wherever its folder is: its name, in a group with its other seeds."""
+    update = {"run_name": name, "wandb_group": name.rpartition("/")[0] or None}
+    return tracking.model_copy(update={key: value for key, value in update.items() if getattr(tracking, key) is None})
 
 
 def bundles_of(config: ExperimentConfig) -> tuple[Mapping[str, float], ...]:

@@ -8,9 +8,9 @@ import ray
 
 from themis_ray.config import ExperimentConfig, dump_config, load_config, resolve
 from themis_ray.errors import CheckpointError, ConfigError, RunFolderError, ThemisError
-from themis_ray.tracking import METRICS, JsonLinesLogger, RunFolder, TensorBoardLogger, WandbLogger, make_loggers
+from themis_ray.tracking import METRICS, GuardedLogger, JsonLinesLogger, RunFolder, make_loggers
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIG = ExperimentConfig(env={"id": "Pendulum-v1"})
 OTHER = ExperimentConfig(env={"id": "CartPole-v1"})
 
@@ -84,7 +84,15 @@ def test_overwrite_deletes_what_a_run_writes_and_nothing_else(folder: RunFolder)
     folder.rewind_metrics(100)
     add(folder, 100)
     folder.write_summary({"seed": 0})
-    for name in ("plot.png", "run.log", "preferences/part-00000.parquet", "segments/x", "tensorboard/x", "wandb/x"):
+    for name in (
+        "plot.png",
+        "run.log",
+        "preferences/part-00000.parquet",
+        "segments/x",
+        "tensorboard/x",
+        "wandb/x",
+        "mlflow/x",
+    ):
         (folder.path / name).parent.mkdir(exist_ok=True)
         (folder.path / name).write_text("old")
     (folder.path / "notes.txt").write_text("mine")
@@ -248,17 +256,19 @@ def test_a_damaged_checkpoint_is_refused_and_stays(folder: RunFolder, text: str 
 
 
 def test_metrics_jsonl_is_always_written_and_the_others_by_option(tmp_path: Path) -> None:
-    def kinds(**tracking: bool) -> list[type]:
+    def trackers(**tracking: bool) -> list[str]:
         config = ExperimentConfig(env={"id": "Pendulum-v1"}, tracking=tracking)
         folder = RunFolder.create(tmp_path / "-".join(["run", *tracking]), config)
-        loggers = make_loggers(folder, config)
-        for logger in loggers:
+        first, *others = make_loggers(folder, config)
+        assert isinstance(first, JsonLinesLogger)
+        for logger in (first, *others):
             logger.close(None)
-        return [type(logger) for logger in loggers]
+        assert all(isinstance(logger, GuardedLogger) for logger in others)
+        return [logger.name for logger in others if isinstance(logger, GuardedLogger)]
 
-    assert kinds() == [JsonLinesLogger]
-    assert kinds(tensorboard=True) == [JsonLinesLogger, TensorBoardLogger]
-    assert kinds(wandb=True) == [JsonLinesLogger, WandbLogger]
+    assert trackers() == []
+    assert trackers(tensorboard=True) == ["tensorboard"]
+    assert trackers(wandb=True, mlflow=True) == ["wandb", "mlflow"]
 
 
 def test_every_metric_is_documented_and_nothing_else() -> None:
@@ -303,6 +313,7 @@ def finished_run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) ->
         "num_evaluation_episodes=2",
         "tracking.tensorboard=true",
         "tracking.wandb=true",
+        "tracking.mlflow=true",
     ]
     config, spec = resolve(load_config(None, overrides))
     folder = RunFolder.create(tmp_path_factory.mktemp("runs") / "run", config)

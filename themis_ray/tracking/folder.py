@@ -1,61 +1,18 @@
-"""The run folder, and where metrics go.
-
-`METRICS` names every column of metrics.jsonl; docs/metrics.md explains each, and a test compares the two.
-"""
+"""The folder of one run."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
-import uuid
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from themis_ray.config import ExperimentConfig, dump_config, load_config
 from themis_ray.errors import CheckpointError, RunFolderError
+from themis_ray.tracking.metrics import Row, finite, to_json
 
-__all__ = ["METRICS", "RunFolder", "RunLogger", "TensorBoardLogger", "WandbLogger", "make_loggers"]
-
-Row = Mapping[str, Any]
-
-METRICS: Mapping[str, str] = {
-    "iteration": "Number of this line, from 1.",
-    "num_env_steps": "Env steps done so far.",
-    "phase": "What the learner was paid for: seed, exploration or preference.",
-    "true_return_mean": "Mean true return of the newest training episodes.",
-    "episode_length_mean": "Mean env steps of the same episodes.",
-    "num_episodes": "Training episodes finished so far.",
-    "predicted_return_mean": "Mean predicted return of the newest finished training episodes.",
-    "queries_asked": "Questions asked so far; these count against the budget.",
-    "num_preferences": "Queries answered left, right or equal so far.",
-    "reward_version": "How often the reward ensemble was fitted.",
-    "fit_loss": "Cross-entropy of the last pass of the newest fit.",
-    "fit_accuracy": "Training accuracy, mean over members, of the last pass of the newest fit.",
-    "fit_num_epochs": "Passes of the newest fit.",
-    "fit_trusted_share": "Share of answers that the filter let the last pass learn as they are.",
-    "fit_flipped_share": "Share of answers that the filter turned round in the last pass.",
-    "fit_num_pseudo_labels": "Unanswered queries that the last pass learnt.",
-    "fit_heldout_loss": "Cross-entropy of the preferences kept out of the newest fit.",
-    "fit_heldout_pair_accuracy": "Accuracy on the preferences kept out, mean over members.",
-    "heldout_accuracy": "Share of fresh pairs that the ensemble orders like the true reward.",
-    "reward_correlation": "Pearson correlation of predicted and true reward on fresh segments.",
-    "fresh_accuracy": "The same for pairs of the newest episodes, measured twenty times a run.",
-    "policy_disagreement": "Mean disagreement of the members about these pairs.",
-    "growth_ratio": "Growth of the predicted return over growth of the true one, each over its own spread.",
-    "policy_loss": "The learner's newest policy loss.",
-    "critic_loss": "The learner's newest value or critic loss.",
-    "entropy": "The policy's newest entropy in nats.",
-    "alpha": "sac: entropy temperature.",
-    "q_mean": "sac, dqn: mean Q-value of the newest minibatch.",
-    "kl_to_reference": "ppo, sac: mean KL divergence of the newest policy from the reference policy.",
-    "cpl_loss": "cpl: contrastive loss of the newest minibatch, in the warm-up too.",
-    "cpl_accuracy": "cpl: share of its pairs whose preferred segment is the likelier one.",
-    "env_steps_per_s": "Env steps per second of wall-clock time since the last line.",
-    "wall_s": "Seconds of training so far, over all starts of this run.",
-}
+__all__ = ["FOLDERS", "TRACKER_FOLDERS", "RunFolder"]
 
 CONTENTS = (
     "config.yaml",
@@ -69,22 +26,11 @@ CONTENTS = (
 )
 FOLDERS = (
     *("queries", "preferences", "withdrawals", "ratings", "step_feedback", "demonstrations"),
-    *("segments", "episodes", "clips", "checkpoints", "tensorboard", "wandb"),
+    *("segments", "episodes", "clips", "checkpoints"),
 )
+# What trackers keep in it; a run that starts from another one's data does not take these over.
+TRACKER_FOLDERS = ("tensorboard", "wandb", "mlflow")
 CHECKPOINT_FORMAT = 1
-
-
-def to_json(value: Any) -> str:
-    """Return one line of JSON in which numbers that are not finite are null."""
-    return json.dumps(_finite(value))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 class RunFolder:
@@ -108,7 +54,7 @@ class RunFolder:
         """
         folder = cls(path)
         try:
-            found = [name for name in (*CONTENTS, *FOLDERS) if (path / name).exists()]
+            found = [name for name in (*CONTENTS, *FOLDERS, *TRACKER_FOLDERS) if (path / name).exists()]
             if found and not overwrite:
                 raise RunFolderError(
                     f"{path} holds a run ({found[0]}). Continue it with --resume {path}, replace it with --overwrite, "
@@ -140,7 +86,7 @@ class RunFolder:
         """Delete what a run writes and nothing else."""
         for name in CONTENTS:
             (self.path / name).unlink(missing_ok=True)
-        for name in FOLDERS:
+        for name in (*FOLDERS, *TRACKER_FOLDERS):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     # ---------------------------------------------------------------- metrics
@@ -243,7 +189,7 @@ class RunFolder:
 
     def write_summary(self, summary: Row) -> None:
         """Write summary.json."""
-        _write_atomically(self.path / "summary.json", json.dumps(_finite(summary), indent=2) + "\n")
+        _write_atomically(self.path / "summary.json", json.dumps(finite(summary), indent=2) + "\n")
 
 
 def _parse_row(line: str) -> dict[str, Any] | None:
@@ -262,110 +208,3 @@ def _write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-class RunLogger(Protocol):
-    """Something that is told every line of metrics and the summary."""
-
-    def log(self, row: Row) -> None:
-        """Take one line of metrics; its keys are in `METRICS`."""
-        ...
-
-    def close(self, summary: Row | None) -> None:
-        """Take the summary, or None when the run did not finish, and let go of everything."""
-        ...
-
-
-class JsonLinesLogger:
-    """Appends each line to metrics.jsonl at once.
-
-    Args:
-        path: The file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("a")
-
-    def log(self, row: Row) -> None:
-        """Write one line and hand it to the operating system."""
-        self._file.write(to_json(row) + "\n")
-        self._file.flush()
-
-    def close(self, summary: Row | None) -> None:
-        """Close the file."""
-        del summary
-        self._file.close()
-
-
-class TensorBoardLogger:
-    """Writes event files into `folder`, against env steps."""
-
-    def __init__(self, folder: Path) -> None:
-        from tensorboardX import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder))
-
-    def log(self, row: Row) -> None:
-        """Write the numbers of one line."""
-        for name, value in row.items():
-            if isinstance(value, int | float) and math.isfinite(value):
-                self._writer.add_scalar(name, value, row["num_env_steps"])
-
-    def close(self, summary: Row | None) -> None:
-        """Close the files."""
-        del summary
-        self._writer.close()
-
-
-class WandbLogger:
-    """Logs to Weights & Biases; offline, to be synced later, when there is no key.
-
-    Args:
-        folder: Where W&B keeps its files.
-        config: The run's configuration, shown beside its metrics.
-    """
-
-    def __init__(self, folder: Path, config: ExperimentConfig) -> None:
-        import wandb
-
-        has_key = bool(os.environ.get("WANDB_MODE") or wandb.api.api_key)
-        self._run = wandb.init(
-            dir=str(folder),
-            project=config.tracking.wandb_project,
-            group=config.tracking.wandb_group,
-            name=folder.name,
-            config=config.model_dump(mode="json"),
-            mode=None if has_key else "offline",  # None: WANDB_MODE, or online.
-            id=_wandb_id(folder),
-            resume="allow",
-            settings=wandb.Settings(silent=True),
-        )
-
-    def log(self, row: Row) -> None:
-        """Log one line against env steps."""
-        self._run.log(dict(row), step=row["num_env_steps"])
-
-    def close(self, summary: Row | None) -> None:
-        """Put the summary beside the run and finish it."""
-        if summary is not None:
-            self._run.summary.update(dict(summary))
-        self._run.finish(exit_code=0 if summary is not None else 1)
-
-
-def _wandb_id(folder: Path) -> str:
-    """Return the id under which W&B knows the run in `folder`, drawn at its first start: a resumed run is the same."""
-    path = folder / "wandb" / "run_id"
-    if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(uuid.uuid4().hex[:8])
-    return path.read_text()
-
-
-def make_loggers(folder: RunFolder, config: ExperimentConfig) -> Sequence[RunLogger]:
-    """Return metrics.jsonl's logger and those that the configuration asks for."""
-    loggers: list[RunLogger] = [JsonLinesLogger(folder.metrics_path)]
-    if config.tracking.tensorboard:
-        loggers.append(TensorBoardLogger(folder.path / "tensorboard"))
-    if config.tracking.wandb:
-        loggers.append(WandbLogger(folder.path, config))
-    return loggers
