@@ -222,3 +222,41 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     assert steps == sorted(set(steps))
     for name in ("pendulum/s0", "pendulum/s1"):
         assert name in output
+
+
+@pytest.mark.ray
+def test_a_sweep_in_storage_goes_on_from_anywhere(tmp_path: Path, ray_cluster: None) -> None:
+    space = {"teacher.name": ["oracle", "mistake"]}
+    storage = f"file://{tmp_path / 'storage'}"
+    path = write_sweep(tmp_path, space=space, share_pretrain=True, storage_path=storage)
+    settings = load_sweep(path)
+    first = SweepFolder.create(tmp_path / "here" / "tiny", settings)
+    trials = expand(settings)
+    outcomes = run_sweep(settings, first, trials)
+    assert [outcome.status for outcome in outcomes] == ["finished", "finished"], outcomes
+
+    plain = tmp_path / "plain"
+    sweep(write_sweep(tmp_path, space=space, share_pretrain=True), plain)
+    for trial in trials:
+        kept = tmp_path / "storage" / "tiny" / trial.name
+        assert rows(kept) == rows(plain / trial.name)
+        assert {item.name for item in kept.iterdir()} - {"mirror.id"} == {
+            item.name for item in (plain / trial.name).iterdir()
+        }
+        # Here is what tables are made of; on the machine that ran it, nothing is left.
+        shown = {item.name for item in (first.path / trial.name).iterdir()}
+        assert shown == {"config.yaml", "metrics.jsonl", "summary.json", "plot.png"}
+        assert not (first.work_path / trial.name).exists()
+    assert not [name for name in first.storage.files() if name.startswith(".tune")]  # type: ignore[union-attr]
+
+    # As if the machine of the second trial was lost after its last session: no summary, and nothing of it elsewhere.
+    lost = tmp_path / "storage" / "tiny" / trials[1].name
+    answers = sorted(file.name for file in (lost / "preferences").iterdir())
+    (lost / "summary.json").unlink()
+    second, found = SweepFolder.open(f"{storage}/tiny", tmp_path / "there" / "tiny")
+    assert found == settings
+    events: list[Progress] = []
+    again = run_sweep(found, second, expand(found), events.append)
+    assert [(o.name, o.status, o.true_return) for o in again] == [(o.name, o.status, o.true_return) for o in outcomes]
+    assert {event.name for event in events} == {trials[1].name}
+    assert sorted(file.name for file in (lost / "preferences").iterdir()) == answers

@@ -14,6 +14,7 @@ from rich.table import Table
 from themis_ray.cli.progress import progress_bar
 from themis_ray.errors import ConfigError
 from themis_ray.experiment import quieten
+from themis_ray.storage import is_uri
 from themis_ray.sweeping import (
     Outcome,
     Progress,
@@ -36,20 +37,23 @@ Examples:
   themis sweep tune_configs/teachers_x_samplers.yaml --dry-run
   themis sweep tune_configs/label_budget.yaml env.id=Reacher-v5 seeds=[0,1,2] --max-concurrent 4
   themis sweep --resume runs/smoke
+  themis sweep tune_configs/smoke.yaml --storage s3://my-bucket/sweeps
 """
 
 
 @click.command(epilog=SWEEP_EXAMPLES)
 @click.argument("settings", nargs=-1, metavar="[FILE.yaml] [key=value ...]")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the sweep. Default: runs/FILE.")
-@click.option("--resume", type=click.Path(path_type=Path), help="Go on with the sweep in this folder.")
+@click.option("--resume", metavar="DIR|URI", help="Go on with the sweep in this folder, or in this storage.")
+@click.option("--storage", metavar="URI", help="Keep run folders in s3://, gs:// or file://, for many machines.")
 @click.option("--max-concurrent", type=click.IntRange(min=1), help="Most trials at a time. Default: as there is room.")
 @click.option("--dry-run", is_flag=True, help="Print the trials, what they reserve and an estimate of time, and stop.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def sweep(
     settings: tuple[str, ...],
     out: Path | None,
-    resume: Path | None,
+    resume: str | None,
+    storage: str | None,
     max_concurrent: int | None,
     dry_run: bool,
     debug: bool,
@@ -60,15 +64,17 @@ def sweep(
     """
     del debug
     if resume is not None:
-        if settings or out is not None:
+        if settings or storage is not None or (out is not None and not is_uri(resume)):
             raise ConfigError(
                 f"--resume {resume} goes on with the sweep's own settings. Give nothing beside it, or start another."
             )
-        folder, sweep_settings = SweepFolder.open(resume)
-        path = resume
+        folder, sweep_settings = SweepFolder.open(resume, out)
+        path = folder.path
     else:
         sweep_settings, default = _load(settings)
         path = out or _free_path(default)
+        if storage is not None:
+            sweep_settings = sweep_settings.model_copy(update={"storage_path": storage})
     if max_concurrent is not None:
         sweep_settings = sweep_settings.model_copy(update={"max_concurrent": max_concurrent})
     quieten()

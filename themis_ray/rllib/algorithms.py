@@ -123,9 +123,15 @@ def build_algorithm_config(settings: LoopSettings, dataset_path: Path | None = N
         num_env_runners=resources.num_env_runners,
         num_envs_per_env_runner=algorithm.num_envs,
         num_cpus_per_env_runner=resources.num_cpus_per_env_runner,
+        custom_resources_per_env_runner=resources.env_runner_custom_resources,
         episode_lookback_horizon=0,
     )
-    config.learners(num_learners=resources.num_learners, num_gpus_per_learner=resources.num_gpus_per_learner)
+    config.learners(
+        num_learners=resources.num_learners,
+        num_gpus_per_learner=resources.num_gpus_per_learner,
+        custom_resources_per_learner=resources.learner_custom_resources,
+    )
+    config.resources(custom_resources_for_main_process=resources.main_process_custom_resources)
     config.training(gamma=algorithm.gamma)
     rate: Any = algorithm.learning_rate
     if algorithm.anneal_learning_rate:

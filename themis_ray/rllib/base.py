@@ -72,8 +72,9 @@ class PreferenceAlgorithm(Algorithm):
         if not settings.has_reward_model:
             return request
         resources = settings.resources
-        bundle = {"CPU": resources.reward_actor_num_cpus, "GPU": resources.reward_actor_num_gpus}
-        bundle = {name: amount for name, amount in bundle.items() if amount}
+        asked = {"CPU": resources.reward_actor_num_cpus, "GPU": resources.reward_actor_num_gpus}
+        asked |= resources.reward_actor_custom_resources
+        bundle = {name: amount for name, amount in asked.items() if amount}
         bundles = request.bundles + ([bundle] if bundle else [])
         return PlacementGroupFactory(bundles, strategy=request.strategy)
 
@@ -92,6 +93,7 @@ class PreferenceAlgorithm(Algorithm):
                 name=f"reward-model-{self.trial_id or 'run'}-{uuid.uuid4().hex[:8]}",
                 num_cpus=resources.reward_actor_num_cpus,
                 num_gpus=resources.reward_actor_num_gpus,
+                custom_resources=resources.reward_actor_custom_resources,
                 num_fit_threads=resources.num_fit_threads,
             )
         dataset_path = Path(self.config.dataset_path or self.logdir)

@@ -13,7 +13,7 @@ import os
 import pickle
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -196,6 +196,7 @@ class RewardModel:
         name: Name of the actor in the namespace of the Ray job; one per trial.
         num_cpus: CPUs reserved for it.
         num_gpus: GPUs reserved for it.
+        custom_resources: Other resources reserved for it, by name.
         num_fit_threads: Threads of a fit; the learner waits meanwhile.
         on_restart: Told in one line when the actor had to be brought back.
     """
@@ -206,6 +207,7 @@ class RewardModel:
         name: str,
         num_cpus: float = 0.5,
         num_gpus: float = 0,
+        custom_resources: Mapping[str, float] | None = None,
         num_fit_threads: int = 1,
         on_restart: Callable[[str], None] = logger.warning,
     ) -> None:
@@ -213,7 +215,12 @@ class RewardModel:
         self.name = name
         self._on_restart = on_restart
         self._actor = actor_class.options(
-            name=name, num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=-1, max_task_retries=0
+            name=name,
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            resources=dict(custom_resources or {}),
+            max_restarts=-1,
+            max_task_retries=0,
         ).remote(spec.pack(), num_fit_threads)
         self.state: dict[str, Any] = ray.get(self._actor.start.remote())
         self.num_restarts = 0

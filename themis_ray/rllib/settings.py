@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from themis_ray.envs import EnvConfig
 from themis_ray.errors import ConfigError
@@ -17,6 +17,7 @@ T = TypeVar("T")
 MAX_STEPS_BETWEEN_REPORTS = 1000
 DEFAULT_KL_COEFFICIENT = 0.1
 
+CustomResources = dict[str, float]
 LearnerName = Literal["auto", "ppo", "sac", "dqn", "cpl"]
 
 
@@ -204,6 +205,35 @@ class ResourceSettings(BaseModel):
     reward_actor_num_cpus: float = Field(0.5, ge=0, description="CPUs reserved for the reward-model actor.")
     num_fit_threads: int = Field(2, ge=1, description="Threads that fit the ensemble while the learner waits.")
     reward_actor_num_gpus: float = Field(0, ge=0, description="GPUs reserved for the reward-model actor.")
+    main_process_custom_resources: CustomResources = Field(
+        {}, description="Resource of your own -> amount, reserved for the process that steers the run."
+    )
+    env_runner_custom_resources: CustomResources = Field({}, description="The same for each remote env runner.")
+    learner_custom_resources: CustomResources = Field({}, description="The same for each remote learner.")
+    reward_actor_custom_resources: CustomResources = Field({}, description="The same for the reward-model actor.")
+
+    @field_validator(
+        "main_process_custom_resources",
+        "env_runner_custom_resources",
+        "learner_custom_resources",
+        "reward_actor_custom_resources",
+    )
+    @classmethod
+    def _are_custom(cls, amounts: CustomResources) -> CustomResources:
+        for name in ("CPU", "GPU", "memory"):
+            if name in amounts:
+                raise ValueError(f"{name} is not a resource of your own; give names that nodes were started with")
+        return amounts
+
+    @model_validator(mode="after")
+    def _have_somebody_to_use_them(self) -> Self:
+        for kind, number in (("env_runner", self.num_env_runners), ("learner", self.num_learners)):
+            if getattr(self, f"{kind}_custom_resources") and not number:
+                raise ValueError(
+                    f"{kind}_custom_resources was given, but num_{kind}s=0 puts that work into the main process; set "
+                    f"num_{kind}s, or main_process_custom_resources"
+                )
+        return self
 
 
 class LoopSettings(BaseModel):

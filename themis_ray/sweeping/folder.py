@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from themis_ray.errors import RunFolderError
+from themis_ray.storage import Storage, is_uri
 from themis_ray.sweeping.settings import SweepSettings, dump_sweep, load_sweep
 from themis_ray.tracking import RunFolder
 
 __all__ = ["Outcome", "SweepFolder"]
 
 Status = Literal["finished", "stopped", "failed", "unfinished"]
-SETTINGS_FILE, SUGGESTIONS_FILE = "sweep.yaml", "suggestions.jsonl"
+SETTINGS_FILE, SUGGESTIONS_FILE, SNAPSHOTS = "sweep.yaml", "suggestions.jsonl", ".snapshots"
 STOPPED_FILE, ERROR_FILE = "stopped.json", "error.txt"
+# Of what storage holds of a trial, what tables and reports are made of.
+SHOWN_FILES = frozenset(
+    ("config.yaml", "metrics.jsonl", "summary.json", "plot.png", "takeovers.jsonl", STOPPED_FILE, ERROR_FILE)
+)
 
 
 @dataclass(frozen=True)
@@ -47,15 +57,35 @@ class Outcome:
 class SweepFolder:
     """Where a sweep is written: sweep.yaml, `NAME/` for each trial, .snapshots/, and .tune/ while it runs.
 
+    With `storage_path` all of it is in the storage, and the folder holds what tables and reports are made of.
+
     Args:
         path: The folder; made by `create`, expected by `open`.
+        storage_path: Of the sweep's settings.
+
+    Attributes:
+        storage: Where everything is kept; None: in the folder.
+        work_path: Below it trials work; with a storage, a folder of whichever machine runs one.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, storage_path: str | None = None) -> None:
         self.path = path
-        self.tune_path = path / ".tune"
-        self.snapshots_path = path / ".snapshots"
+        self.storage = None if storage_path is None else Storage(storage_path).child(path.resolve().name)
+        self.work_path = path.resolve() if self.storage is None else _scratch(self.storage.uri)
+        self.snapshots_path = self.work_path / SNAPSHOTS
         self.suggestions_path = path / SUGGESTIONS_FILE
+
+    @property
+    def tune_path(self) -> str:
+        """What Tune writes while it runs."""
+        return str(self.path.resolve() / ".tune") if self.storage is None else self.storage.child(".tune").uri
+
+    def clear_tune(self) -> None:
+        """Delete what Tune wrote."""
+        if self.storage is None:
+            shutil.rmtree(self.tune_path, ignore_errors=True)
+        else:
+            self.storage.child(".tune").clear()
 
     @classmethod
     def create(cls, path: Path, settings: SweepSettings) -> SweepFolder:
@@ -64,29 +94,81 @@ class SweepFolder:
         Raises:
             RunFolderError: It holds something, or it cannot be written.
         """
+        folder = cls(path, settings.storage_path)
         try:
             if path.exists() and any(path.iterdir()):
                 raise RunFolderError(
                     f"{path} is not empty. Continue a sweep with --resume {path}, or give another --out."
                 )
+            if folder.storage is not None:
+                folder._claim_storage(folder.storage, dump_sweep(settings))
             path.mkdir(parents=True, exist_ok=True)
             (path / SETTINGS_FILE).write_text(dump_sweep(settings))
         except OSError as error:
             raise RunFolderError(
                 f"{path} cannot be written ({error.strerror}). Give an --out folder that you may write to."
             ) from None
-        return cls(path)
+        return folder
+
+    def _claim_storage(self, storage: Storage, settings: str) -> None:
+        """Write the sweep's settings where nothing is yet, which also shows that the storage can be written."""
+        try:
+            is_taken = bool(storage.files())
+            if not is_taken:
+                storage.write(SETTINGS_FILE, settings.encode())
+        except OSError as error:
+            raise RunFolderError(
+                f"{storage.uri} cannot be written ({str(error).splitlines()[0]}). Check its name and your rights."
+            ) from None
+        if is_taken:
+            raise RunFolderError(
+                f"{storage.uri} is not empty. Continue a sweep with --resume {storage.uri}, or give another --out."
+            )
 
     @classmethod
-    def open(cls, path: Path) -> tuple[SweepFolder, SweepSettings]:
+    def open(cls, place: Path | str, path: Path | None = None) -> tuple[SweepFolder, SweepSettings]:
         """Return an existing sweep and its settings.
+
+        Args:
+            place: Its folder, or its URI in a storage.
+            path: With a URI: the folder that shows it here; default: runs/NAME.
 
         Raises:
             RunFolderError: There is no sweep.
         """
-        if not (path / SETTINGS_FILE).is_file():
-            raise RunFolderError(f"{path} holds no sweep (no {SETTINGS_FILE}). Give the folder of a sweep.")
-        return cls(path), load_sweep(path / SETTINGS_FILE)
+        if is_uri(place):
+            head, mark, options = str(place).partition("?")
+            parent, _, name = head.rstrip("/").rpartition("/")
+            settings_text = Storage(str(place)).read(SETTINGS_FILE)
+            if settings_text is None:
+                raise RunFolderError(f"{place} holds no sweep (no {SETTINGS_FILE}). Give the URI of a sweep.")
+            path = path or Path("runs") / name
+            if path.resolve().name != name:
+                raise RunFolderError(f"{path} would show the sweep {name}. Give an --out that ends in {name}.")
+            path.mkdir(parents=True, exist_ok=True)
+            (path / SETTINGS_FILE).write_bytes(settings_text)
+            settings = load_sweep(path / SETTINGS_FILE)
+            # A storage may have moved since.
+            settings = settings.model_copy(update={"storage_path": f"{parent}{mark}{options}"})
+        else:
+            path = Path(place)
+            if not (path / SETTINGS_FILE).is_file():
+                raise RunFolderError(f"{path} holds no sweep (no {SETTINGS_FILE}). Give the folder of a sweep.")
+            settings = load_sweep(path / SETTINGS_FILE)
+        folder = cls(path, settings.storage_path)
+        folder.refresh()
+        return folder, settings
+
+    def refresh(self, name: str | None = None) -> None:
+        """Read what the storage shows of a trial, or of all trials.
+
+        Raises:
+            RunFolderError: The storage cannot be read.
+        """
+        if self.storage is not None and name is not None:
+            self.storage.child(name).pull(self.path / name, lambda file: file in SHOWN_FILES)
+        elif self.storage is not None:
+            self.storage.pull(self.path, is_shown)
 
     def is_over(self, name: str) -> bool:
         """Tell whether a trial needs no more: it finished, or a scheduler ended it."""
@@ -94,7 +176,18 @@ class SweepFolder:
 
     def mark_stopped(self, name: str, by: str) -> None:
         """Note that a scheduler ended a trial, so that it is not run on when the sweep is resumed."""
-        (self.path / name / STOPPED_FILE).write_text(json.dumps({"by": by}) + "\n")
+        text = json.dumps({"by": by}) + "\n"
+        (self.path / name).mkdir(parents=True, exist_ok=True)
+        (self.path / name / STOPPED_FILE).write_text(text)
+        if self.storage is not None:
+            self.storage.child(name).write(STOPPED_FILE, text.encode())
+
+    def add_suggestion(self, name: str, values: Mapping[str, Any]) -> None:
+        """Keep what Optuna said, before a trial runs with it."""
+        with self.suggestions_path.open("a") as file:
+            file.write(json.dumps({"name": name, "values": dict(values)}) + "\n")
+        if self.storage is not None:
+            self.storage.upload(self.suggestions_path, SUGGESTIONS_FILE)
 
     def outcome(self, name: str) -> Outcome:
         """Return what a trial reached."""
@@ -118,6 +211,19 @@ class SweepFolder:
             message = error.read_text().strip().splitlines()[-1]
             return Outcome(name, "failed", true_return, message=message, **common)
         return Outcome(name, "unfinished", true_return, **common)
+
+
+def is_shown(file: str) -> bool:
+    """Tell whether tables and reports are made of a file of a sweep's, by its path."""
+    *folders, name = file.split("/")
+    is_hidden = any(folder[0] == "." for folder in folders)
+    return not is_hidden and (name in SHOWN_FILES if folders else name == SUGGESTIONS_FILE) and "wandb" not in folders
+
+
+def _scratch(uri: str) -> Path:
+    """Return where trials of a sweep in storage work, the same on all machines."""
+    digest = hashlib.sha256(uri.encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"themis-ray-{os.getuid()}" / digest
 
 
 def _number(value: float | None) -> float:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from themis_ray.config import ExperimentConfig, resolve
 from themis_ray.snapshots import check_snapshot, make_pretraining_config, open_snapshot
+from themis_ray.storage import Storage
 from themis_ray.sweeping.trials import Trial, bundles_of, name_of_env
 
-__all__ = ["SharedExploration", "is_made", "share_exploration", "start_from"]
+__all__ = ["SharedExploration", "fetch_snapshot", "is_made", "share_exploration", "start_from"]
 
 # What nobody has used by the end of exploration, or what leaves no trace in a snapshot.
 _LABELS = ("teacher", "feedback", "reward", "preset", "learn_reward")
@@ -64,3 +67,19 @@ def start_from(trial: Trial, shared: SharedExploration) -> Trial:
 def is_made(shared: SharedExploration) -> bool:
     """Tell whether the snapshot is there, which it is as a whole or not at all."""
     return (shared.path / "snapshot.json").is_file()
+
+
+def fetch_snapshot(path: Path, root: Path, storage: Storage) -> None:
+    """Read the snapshot at `path`, below `root`, from a sweep's storage, if it is there and not yet here."""
+    if (path / "snapshot.json").is_file():
+        return
+    source = storage.child(path.relative_to(root).as_posix())
+    if source.read("snapshot.json") is None:
+        return
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    source.pull(temporary)
+    try:
+        temporary.replace(path)
+    except OSError:
+        # Another trial of this machine was faster.
+        shutil.rmtree(temporary)

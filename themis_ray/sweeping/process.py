@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from ray import tune
 
 from themis_ray.config import ExperimentConfig, dump_config, load_config, resolve
 from themis_ray.experiment import Iteration, run_experiment, run_pretraining
+from themis_ray.storage import Mirror, Storage
 from themis_ray.sweeping.folder import ERROR_FILE
+from themis_ray.sweeping.pretraining import fetch_snapshot
 from themis_ray.tracking import FOLDERS, RunFolder
 
 __all__ = ["pretrain_trial", "train_trial"]
@@ -33,31 +36,69 @@ def train_trial(config: dict[str, Any]) -> None:
     """
     trial = config["trial"]
     # pbt copies the configuration of one trial to another, names included; only the name that Tune keeps stays.
-    path = Path(trial["root"]) / tune.get_context().get_trial_name()
+    name = tune.get_context().get_trial_name()
+    path = Path(trial["root"]) / name
+    with _mirrored(path, name, trial["storage"]) as push:
+        try:
+            for _ in _train(path, trial, config):
+                push()
+        except Exception:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / ERROR_FILE).write_text(traceback.format_exc())
+            raise
+
+
+def _train(path: Path, trial: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[None]:
+    """Run the experiment, and yield where answers or a checkpoint have come since the last time."""
+    experiment = _settings(path, trial, config)
+    is_resumed = (path / "config.yaml").is_file()
+    if trial["mutable"]:
+        is_resumed = _take_over(path, experiment) or is_resumed
+    folder = RunFolder(path) if is_resumed else RunFolder.create(path, experiment)
+    (path / ERROR_FILE).unlink(missing_ok=True)
+    if trial["storage"] is not None and experiment.snapshot is not None:
+        fetch_snapshot(Path(experiment.snapshot), Path(trial["root"]), Storage(trial["storage"]))
+    experiment, spec = resolve(experiment)
+    should_stop = _stopper(trial["stop"], trial["mode"])
+    kept: Any = None
+    for iteration in run_experiment(experiment, spec, folder, is_resumed=is_resumed, should_stop=should_stop):
+        newest = (iteration.metrics.get("queries_asked"), folder.checkpoints()[-1:])
+        if newest != kept:
+            yield
+            kept = newest
+        _report(iteration, trial, folder)
+
+
+@contextlib.contextmanager
+def _mirrored(path: Path, name: str, storage: str | None) -> Iterator[Callable[[], None]]:
+    """Work in `path` as the storage has it, and keep the storage up to date; what is done there stays here no longer.
+
+    Raises:
+        OSError: The storage could not be written in the end.
+    """
+    if storage is None:
+        yield lambda: None
+        return
+    mirror = Mirror(path, Storage(storage).child(name))
+    mirror.claim()
     try:
-        experiment = _settings(path, trial, config)
-        is_resumed = (path / "config.yaml").is_file()
-        if trial["mutable"]:
-            is_resumed = _take_over(path, experiment) or is_resumed
-        folder = RunFolder(path) if is_resumed else RunFolder.create(path, experiment)
-        (path / ERROR_FILE).unlink(missing_ok=True)
-        experiment, spec = resolve(experiment)
-        should_stop = _stopper(trial["stop"], trial["mode"])
-        iterations = run_experiment(experiment, spec, folder, is_resumed=is_resumed, should_stop=should_stop)
-        for iteration in iterations:
-            _report(iteration, trial, folder)
+        yield mirror.try_to_push
     except Exception:
-        path.mkdir(parents=True, exist_ok=True)
-        (path / ERROR_FILE).write_text(traceback.format_exc())
+        mirror.try_to_push()
         raise
+    mirror.push()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def pretrain_trial(config: dict[str, Any]) -> None:
     """Write one snapshot that trials start from; the function that Tune calls."""
     trial = config["trial"]
     experiment = ExperimentConfig.model_validate(trial["settings"])
-    for num_env_steps in run_pretraining(experiment, Path(trial["root"]) / trial["name"]):
+    path = Path(trial["root"]) / trial["name"]
+    for num_env_steps in run_pretraining(experiment, path):
         tune.report({"num_env_steps": num_env_steps})
+    if trial["storage"] is not None:
+        Mirror(path, Storage(trial["storage"]).child(trial["name"])).push()
 
 
 def _settings(path: Path, trial: Mapping[str, Any], config: Mapping[str, Any]) -> ExperimentConfig:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +19,7 @@ from themis_ray.errors import CheckpointError, ConfigError
 from themis_ray.experiment import quieten, ray_session
 from themis_ray.sweeping.folder import Outcome, SweepFolder
 from themis_ray.sweeping.optuna_search import OptunaSearcher, read_suggestions
-from themis_ray.sweeping.pretraining import is_made, share_exploration, start_from
+from themis_ray.sweeping.pretraining import SharedExploration, fetch_snapshot, is_made, share_exploration, start_from
 from themis_ray.sweeping.process import pretrain_trial, train_trial
 from themis_ray.sweeping.settings import SchedulerSettings, SweepSettings
 from themis_ray.sweeping.trials import Trial, make_trial, name_of_env, name_point
@@ -84,12 +82,14 @@ class _Watch(tune.Callback):
     def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
         """Tell that a trial is over; one without a summary was ended by the scheduler."""
         name = str(trial)
+        self.folder.refresh(name)
         if self.scheduler != "none" and not self.folder.is_over(name):
             self.folder.mark_stopped(name, self.scheduler)
         self._end(trial)
 
     def on_trial_error(self, *, trial: Any, **_: Any) -> None:
         """Tell that a trial failed for good."""
+        self.folder.refresh(str(trial))
         self._end(trial)
 
     def _end(self, trial: Any) -> None:
@@ -137,7 +137,7 @@ def run_sweep(
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     with ray_session():
         _check_room(trials)
-        shutil.rmtree(folder.tune_path, ignore_errors=True)
+        folder.clear_tune()
         if settings.search == "optuna":
             names = _run_optuna(settings, folder, report)
         else:
@@ -153,7 +153,7 @@ def run_sweep(
                     space |= {key: tune.sample_from(_start_of(key)) for key in waiting[0].mutable}
                 longest = max(trial.config.num_env_steps for trial in waiting)
                 _fit(train_trial, space, settings, folder, watch, scheduler=_scheduler(settings, longest))
-        shutil.rmtree(folder.tune_path, ignore_errors=True)
+        folder.clear_tune()
     return [folder.outcome(name) for name in names]
 
 
@@ -187,23 +187,31 @@ def _explore(
     """
     names = {trial.name for trial in waiting}
     shared = [one for one in share_exploration(trials, folder.snapshots_path) if names.intersection(one.names)]
+    _fetch_snapshots(folder, shared)
     missing = [one.as_trial() for one in shared if not is_made(one)]
     if missing:
         plain = settings.model_copy(update={"scheduler": SchedulerSettings()})
         watch = _watch(plain, folder, "exploring", len(shared), len(shared) - len(missing), report)
         space = {"trial": tune.grid_search([_pack(trial, settings, folder) for trial in missing])}
         results = _fit(pretrain_trial, space, settings, folder, watch)
-        shutil.rmtree(folder.tune_path, ignore_errors=True)
+        folder.clear_tune()
         if results.errors:
             reason = str(results.errors[0]).strip().splitlines()[-1]
             raise CheckpointError(
                 f"unsupervised exploration failed: {reason}. Go on with --resume {folder.path}, or start another sweep "
                 "with share_pretrain=false, in which each trial explores."
             )
+        _fetch_snapshots(folder, shared)
     if not all(is_made(one) for one in shared):
         return []
     by_name = {name: one for one in shared for name in one.names}
     return [start_from(trial, by_name[trial.name]) if trial.name in by_name else trial for trial in waiting]
+
+
+def _fetch_snapshots(folder: SweepFolder, shared: Sequence[SharedExploration]) -> None:
+    if folder.storage is not None:
+        for one in shared:
+            fetch_snapshot(one.path, folder.work_path, folder.storage)
 
 
 def _watch(
@@ -231,7 +239,8 @@ def _pack(trial: Trial, settings: SweepSettings, folder: SweepFolder) -> dict[st
             start = {key: now[key] for key in start}
     return {
         "name": trial.name,
-        "root": str(folder.path.resolve()),
+        "root": str(folder.work_path),
+        "storage": None if folder.storage is None else folder.storage.uri,
         "settings": config.model_dump(mode="json"),
         "num_env_steps": config.num_env_steps,
         "bundles": [dict(bundle) for bundle in trial.bundles],
@@ -312,7 +321,7 @@ def _fit(
         ),
         run_config=tune.RunConfig(
             name="trials",
-            storage_path=str(folder.tune_path.resolve()),
+            storage_path=folder.tune_path,
             failure_config=tune.FailureConfig(max_failures=settings.max_failures),
             callbacks=[watch],
             verbose=0,
@@ -337,8 +346,7 @@ def _run_optuna(settings: SweepSettings, folder: SweepFolder, report: Callable[[
         if name is None:
             name = _free_name(settings, values, names)
             names.append(name)
-            with folder.suggestions_path.open("a") as file:
-                file.write(json.dumps({"name": name, "values": dict(values)}) + "\n")
+            folder.add_suggestion(name, values)
         trial = make_trial(settings, name, values, settings.seeds[0])
         _check_room([trial])
         return {"trial": _pack(trial, settings, folder)}

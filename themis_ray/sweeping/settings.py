@@ -87,6 +87,11 @@ class SweepSettings(BaseModel):
     )
     max_concurrent: int | None = Field(None, ge=1, description="Most trials at a time. None: as many as there is room.")
     max_failures: int = Field(2, ge=0, description="How often a trial that failed goes on from its last checkpoint.")
+    storage_path: str | None = Field(
+        None,
+        description="s3://..., gs://... or file:///... that every machine reaches: run folders are kept in it. None: "
+        "in the sweep's own folder.",
+    )
     share_pretrain: bool = Field(
         False, description="Trials that differ in labels only start from one snapshot of unsupervised exploration."
     )
