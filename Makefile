@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo lint test test-slow test-gpu test-browser format bench-overhead bench-peers bench-labels bench-samplers bench-clips bench-clip-servers bench-serve bench-serve-chaos bench-peer-labels bench-explain clean
+.PHONY: setup demo lint test test-slow test-gpu test-browser format bench-overhead bench-peers bench-labels bench-samplers bench-clips bench-clip-servers bench-serve bench-serve-chaos bench-peer-labels bench-explain bench-scale clean
 
 # The stamp is newer than the files that say what to install, or setup runs again.
 setup: $(VENV)/.installed
@@ -66,6 +66,10 @@ bench-peer-labels: setup
 
 bench-explain: setup
 	$(BIN)/python -m benchmarks.explanations
+
+# Needs a machine with nothing else running; 25 minutes on two cores.
+bench-scale: setup
+	$(BIN)/python -m benchmarks.scale
 
 bench-peers: setup
 	$(BIN)/python -m benchmarks.peers
