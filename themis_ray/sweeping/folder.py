@@ -182,6 +182,13 @@ class SweepFolder:
         if self.storage is not None:
             self.storage.child(name).write(STOPPED_FILE, text.encode())
 
+    def note_error(self, name: str, error: Exception | None) -> None:
+        """Keep why a trial failed where its own process could not."""
+        path = self.path / name / ERROR_FILE
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{str(error).strip() or 'its process died'}\n")
+
     def add_suggestion(self, name: str, values: Mapping[str, Any]) -> None:
         """Keep what Optuna said, before a trial runs with it."""
         with self.suggestions_path.open("a") as file:

@@ -88,8 +88,9 @@ class _Watch(tune.Callback):
         self._end(trial)
 
     def on_trial_error(self, *, trial: Any, **_: Any) -> None:
-        """Tell that a trial failed for good."""
+        """Tell that a trial failed for good; one whose process never ran has not written why itself."""
         self.folder.refresh(str(trial))
+        self.folder.note_error(str(trial), trial.get_error())
         self._end(trial)
 
     def _end(self, trial: Any) -> None:
@@ -134,7 +135,7 @@ def run_sweep(
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(MAX_PENDING_TRIALS))
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with ray_session():
         _check_room(trials)
         folder.clear_tune()
