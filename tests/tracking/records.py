@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +29,16 @@ class WandbRecord:
     exit_code: int | None = None
 
 
-def read_wandb(path: Path) -> WandbRecord:
-    """Returns what is in `run-ID.wandb`."""
+def read_wandb(path: Path, timeout_s: float = 20.0) -> WandbRecord:
+    """Returns what is in `run-ID.wandb` of a run that is over; W&B's service writes the last of it a moment later."""
+    deadline = time.monotonic() + timeout_s
+    while (read := _read_wandb(path)).exit_code is None:
+        assert time.monotonic() < deadline, f"{path} has no end"
+        time.sleep(0.02)
+    return read
+
+
+def _read_wandb(path: Path) -> WandbRecord:
     read = WandbRecord()
     for record in _wandb_records(path.read_bytes()):
         kind = record.WhichOneof("record_type")
@@ -109,7 +118,7 @@ def read_events(folder: Path) -> Events:
                 elif value.WhichOneof("value") == "image":
                     read.images[value.tag] = value.image.encoded_image_string
                 elif value.metadata.plugin_data.plugin_name == "text":
-                    read.texts[value.tag] = value.tensor.string_val[0].decode()
+                    read.texts[value.tag.removesuffix("/text_summary")] = value.tensor.string_val[0].decode()
                 elif value.metadata.plugin_data.plugin_name == "hparams":
                     read.plugins[value.tag] = value.metadata.plugin_data.content
     return read

@@ -20,6 +20,7 @@ from themis_ray.cli.clips import clip
 from themis_ray.cli.environments import envs
 from themis_ray.cli.explain import explain
 from themis_ray.cli.progress import late_progress, progress_bar
+from themis_ray.cli.publish import publish
 from themis_ray.cli.report import report
 from themis_ray.cli.serve import serve
 from themis_ray.cli.studies import simulate_annotators, study
@@ -391,6 +392,7 @@ main.add_command(annotate)
 main.add_command(clip)
 main.add_command(envs)
 main.add_command(explain)
+main.add_command(publish)
 main.add_command(report)
 main.add_command(serve)
 main.add_command(simulate_annotators)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import math
+import netrc
 import os
 import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from themis_ray.tracking.artifacts import Artifacts
 from themis_ray.tracking.description import RunDescription
 from themis_ray.tracking.metrics import Row, finite
 from themis_ray.tracking.progress_mark import read_mark, write_mark
 
-__all__ = ["WandbLogger"]
+__all__ = ["WandbLogger", "has_wandb_key"]
 
 # What a table of runs shows of a metric beside its last value.
 BEST = ("true_return_mean", "heldout_accuracy", "fresh_accuracy", "reward_correlation")
@@ -40,7 +42,7 @@ class WandbLogger:
     def __init__(self, folder: Path, about: RunDescription, project: str) -> None:
         import wandb
 
-        has_key = bool(os.environ.get("WANDB_MODE") or wandb.api.api_key)
+        is_settled = bool(os.environ.get("WANDB_MODE")) or has_wandb_key()
         self._wandb: Any = wandb
         self._own = folder.resolve() / "wandb"
         self._run = wandb.init(
@@ -51,7 +53,7 @@ class WandbLogger:
             name=about.name,
             tags=list(about.tags),
             config=dict(about.settings),
-            mode=None if has_key else "offline",  # None: WANDB_MODE, or online.
+            mode=None if is_settled else "offline",  # None: WANDB_MODE, or online.
             id=_wandb_id(self._own),
             resume="allow",
             reinit="create_new",
@@ -114,6 +116,25 @@ class WandbLogger:
             yield
         finally:
             del os.environ["WANDB_DATA_DIR"]
+
+
+def has_wandb_key() -> bool:
+    """Tell whether W&B would know who sends a run: from its variables, its settings or a netrc file.
+
+    `wandb.login` would tell too, but it starts W&B's service, and that waits for a network that may not be there.
+    """
+    import wandb
+
+    settings = wandb.setup().settings
+    if settings.api_key or settings.identity_token_file:
+        return True
+    host = urlsplit(str(settings.base_url)).hostname or ""
+    paths = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
+    for path in paths:
+        with contextlib.suppress(OSError, netrc.NetrcParseError):
+            if netrc.netrc(Path(path).expanduser()).authenticators(host) is not None:
+                return True
+    return False
 
 
 def _is_shown(value: Any) -> bool:
