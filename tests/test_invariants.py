@@ -194,3 +194,10 @@ def test_every_generator_is_seeded() -> None:
                 assert call.args, f"{name} calls {called} without a seed"
                 assert not isinstance(call.args[0], ast.Constant), f"{name} calls {called} with a fixed seed"
     assert seen >= 2
+
+
+def test_actors_do_not_import_what_only_people_look_at() -> None:
+    # Every reward actor and env runner would pay half a second for it.
+    code = "import sys, themis_ray.rllib.reward_actor; print({'captum', 'matplotlib'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "set()"

@@ -33,15 +33,8 @@ from themis_ray.explain import (
     state_influence,
 )
 from themis_ray.randomness import RandomStreams
-from themis_ray.rllib import (
-    FinishedRun,
-    open_finished_run,
-    open_networks,
-    open_reward_history,
-    policy_subject,
-    trace,
-    value_subject,
-)
+from themis_ray.rllib import FinishedRun, open_finished_run, open_networks, open_reward_history
+from themis_ray.rllib.subjects import policy_subject, trace, value_subject
 
 __all__ = ["INFLUENCE", "INFLUENCE_SUMMARY", "SUBJECTS", "ExplainedRun", "Explanation"]
 

@@ -25,7 +25,6 @@ from themis_ray.rllib.settings import (
     ResourceSettings,
     resolve_algorithm,
 )
-from themis_ray.rllib.subjects import Traced, policy_subject, trace, value_subject
 
 __all__ = [
     "ALGORITHM_DESCRIPTIONS",
@@ -44,7 +43,6 @@ __all__ = [
     "RewardModel",
     "RewardModelActor",
     "RewardModelSpec",
-    "Traced",
     "Transitions",
     "build_algorithm_config",
     "check_cpl",
@@ -56,9 +54,6 @@ __all__ = [
     "open_preferences",
     "open_reference",
     "open_reward_history",
-    "policy_subject",
     "random_policy",
     "resolve_algorithm",
-    "trace",
-    "value_subject",
 ]
