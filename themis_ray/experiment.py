@@ -31,8 +31,8 @@ from themis_ray.tracking import (
     check_tracking,
     gather_artifacts,
     make_loggers,
-    predict_left,
     record_policy,
+    write_predictions,
 )
 
 __all__ = ["Iteration", "quieten", "ray_session", "run_experiment", "run_pretraining"]
@@ -210,7 +210,6 @@ def _train(
 def _show_results(algorithm: Any, config: ExperimentConfig, folder: RunFolder, loggers: Sequence[RunLogger]) -> None:
     """Give trackers what the run leaves behind; what cannot be made of it is left out, for the run is done."""
     loop = algorithm.loop
-    predicted: dict[str, float] = {}
     if config.tracking.log_clips:
         with _or_warning("There is no clip of the trained policy"):
             seeds = RandomStreams(config.seed)["evaluation"].integers(2**31, size=config.num_evaluation_episodes)
@@ -218,9 +217,9 @@ def _show_results(algorithm: Any, config: ExperimentConfig, folder: RunFolder, l
             record_policy(policy, config.env, int(seeds[0]), folder.path / "clips")
     with _or_warning("Trackers do not get what the reward model predicts of the answers"):
         if loop.has_fitted_reward:
-            predicted = predict_left(loop.dataset, loop.reward_model.segment_returns)
+            write_predictions(folder.path, loop.dataset, loop.reward_model.segment_returns)
     with _or_warning("Trackers do not get pictures and tables"):
-        artifacts = gather_artifacts(folder.path, predicted)
+        artifacts = gather_artifacts(folder.path)
         for run_logger in loggers:
             run_logger.add(artifacts)
 

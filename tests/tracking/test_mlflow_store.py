@@ -12,6 +12,7 @@ from tracked_folders import STEPS, make_config, make_row, make_run
 from themis_ray.config import TrackingSettings
 from themis_ray.errors import ConfigError
 from themis_ray.tracking import MlflowLogger, check_tracking, describe_run, gather_artifacts
+from themis_ray.tracking.mlflow_logger import without_password
 
 
 def only_run(client: MlflowClient, experiment: str = "tests") -> Any:
@@ -89,6 +90,14 @@ def test_without_an_address_everything_is_in_the_run_folder(tmp_path: Path) -> N
     logger.close({})
     assert logger.place == f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}"
     assert only_run(MlflowClient(logger.place)).data.metrics["num_env_steps"] == 10
+
+
+def test_a_password_stays_out_of_sight(store: tuple[MlflowClient, Any], tmp_path: Path) -> None:
+    uri = store[0].tracking_uri
+    logger = MlflowLogger(tmp_path, describe_run(tmp_path, make_config()), uri, "others")
+    logger.close({})
+    assert uri not in (tmp_path / "mlflow" / "run_ids.json").read_text()
+    assert without_password("https://me:secret@host/mlflow") == "https://host/mlflow"
 
 
 def test_a_line_is_one_request(

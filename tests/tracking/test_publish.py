@@ -99,7 +99,7 @@ def test_what_runs_still_is_left_out_and_said(published: tuple[Path, Result]) ->
 
 def test_publishing_again_sends_no_line_twice(published: tuple[Path, Result]) -> None:
     run = published[0] / "pendulum" / "mistake" / "s0"
-    (again,), _ = publish([run], "wandb")
+    (again,), _ = publish([run], "wandb", "mine")
     assert again.num_lines == 0
     first, second = (read_wandb(path) for path in records(run))
     assert first.run.run_id == second.run.run_id
@@ -117,6 +117,12 @@ def test_explanations_join_a_run_that_was_tracked_live(tmp_path: Path) -> None:
     first, second = (read_wandb(path) for path in records(run))
     assert first.run.run_id == second.run.run_id
     assert "explanations/reward-saliency" in second.history[-1]
+
+
+def test_another_project_gets_every_line(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    pushed = [publish([run], "wandb", project)[0][0].num_lines for project in ("one", "other", "one")]
+    assert pushed == [len(STEPS), len(STEPS), 0]
 
 
 def test_mlflow_gets_all_of_it_in_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 import ray
+from mlflow.tracking import MlflowClient
+from records import read_events, read_wandb
 
+from themis_ray.clips import read_clip
 from themis_ray.config import ExperimentConfig, dump_config, load_config, resolve
 from themis_ray.errors import CheckpointError, ConfigError, RunFolderError, ThemisError
 from themis_ray.tracking import METRICS, GuardedLogger, JsonLinesLogger, RunFolder, make_loggers
@@ -378,3 +381,24 @@ def test_preferences_are_read_by_any_program(finished_run: RunFolder) -> None:
     assert {row["choice"] for row in preferences} <= {"left", "right", "equal", "skip"}
     ids = set(segments.column("segment_id").to_pylist())
     assert all(row["left_id"] in ids and row["right_id"] in ids for row in preferences)
+
+
+@pytest.mark.ray
+def test_trackers_get_what_a_run_leaves_behind(finished_run: RunFolder) -> None:
+    path, rows = finished_run.path, finished_run.read_metrics()
+    assert len(read_clip(path / "clips" / "trained-policy.webm")) == 20  # the episode's horizon
+    predicted = json.loads((path / "predicted_left.json").read_text())
+    assert all(0.0 < p < 1.0 for p in predicted.values())
+    (record,) = [read_wandb(file) for file in path.glob("wandb/offline-run-*/run-*.wandb")]
+    steps = [row["num_env_steps"] for row in rows]
+    assert [row["num_env_steps"] for row in record.history] == steps
+    assert {"plot", "clips/trained_policy", "tables/preferences"} <= set(record.history[-1])
+    (table,) = path.glob("wandb/offline-run-*/files/media/table/**/*.table.json")
+    content = json.loads(table.read_text())
+    answers = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+    assert {row["query_id"]: row["predicted_left"] for row in answers} == predicted
+    assert {"clips/trained_policy", "plot"} <= set(read_events(path / "tensorboard").images)
+    client = MlflowClient(f"sqlite:///{path / 'mlflow' / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("themis").experiment_id])
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "num_env_steps")] == steps
+    assert "failed" not in (path / "run.log").read_text()

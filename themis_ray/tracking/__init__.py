@@ -1,6 +1,6 @@
 """The run folder, the names of metrics, and where they go."""
 
-from themis_ray.tracking.artifacts import Artifacts, Table, gather_artifacts, predict_left
+from themis_ray.tracking.artifacts import Artifacts, Table, gather_artifacts, write_predictions
 from themis_ray.tracking.description import RunDescription, describe_run, find_sweep
 from themis_ray.tracking.folder import FOLDERS, RunFolder
 from themis_ray.tracking.loggers import (
@@ -40,6 +40,6 @@ __all__ = [
     "gather_artifacts",
     "make_loggers",
     "make_tracker",
-    "predict_left",
     "record_policy",
+    "write_predictions",
 ]

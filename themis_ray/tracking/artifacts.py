@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 from themis_ray.data import Preference, PreferenceDataset, left_probability
 from themis_ray.data.parquet import read_preferences, read_withdrawals
 from themis_ray.reward import left_probabilities
+from themis_ray.tracking.folder import PREDICTIONS_FILE
 
-__all__ = ["POLICY_CLIP", "Artifacts", "Table", "gather_artifacts", "predict_left"]
+__all__ = ["POLICY_CLIP", "Artifacts", "Table", "gather_artifacts", "write_predictions"]
 
 POLICY_CLIP = "trained-policy"
 CLIP_SUFFIXES = (".webm", ".mp4")
@@ -69,7 +71,7 @@ class Artifacts:
     bundles: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
 
 
-def gather_artifacts(path: Path, predicted_left: Mapping[str, float] | None = None) -> Artifacts:
+def gather_artifacts(path: Path) -> Artifacts:
     """Return what the run in a folder has left behind so far.
 
     Clips are those in clips/, attribution pictures those that `themis explain` wrote to explanations/. Segments are in
@@ -77,7 +79,6 @@ def gather_artifacts(path: Path, predicted_left: Mapping[str, float] | None = No
 
     Args:
         path: A run folder.
-        predicted_left: What the reward ensemble gives for p(left preferred), by query id, where it is at hand.
 
     Raises:
         DataError: Stored answers are corrupt.
@@ -95,7 +96,7 @@ def gather_artifacts(path: Path, predicted_left: Mapping[str, float] | None = No
         pictures |= {key: stills[:MAX_STILLS]} if stills else {}
         clips |= {f"{key}-clips": videos} if videos else {}
         pages |= {f"{key}-page": folder / "index.html"} if (folder / "index.html").is_file() else {}
-    table = _preference_table(path, predicted_left or {})
+    table = _preference_table(path)
     answers = [file for name in ANSWER_FOLDERS for file in sorted((path / name).glob("*.parquet"))]
     bundles = {
         "run": [path / name for name in RUN_FILES if (path / name).is_file()],
@@ -126,10 +127,11 @@ def _videos(folder: Path) -> list[Path]:
 # ---------------------------------------------------------------- preferences
 
 
-def predict_left(dataset: PreferenceDataset, segment_returns: SegmentReturns) -> dict[str, float]:
-    """Return p(left preferred), mean over members, by query id, for the answers that a table shows.
+def write_predictions(path: Path, dataset: PreferenceDataset, segment_returns: SegmentReturns) -> None:
+    """Write p(left preferred), mean over members, by query id, for the answers that a table shows.
 
     Args:
+        path: The run folder; `gather_artifacts` finds them there.
         dataset: With the segments.
         segment_returns: (S, L, ...) observations and actions to (K, S) predicted returns.
     """
@@ -145,17 +147,18 @@ def predict_left(dataset: PreferenceDataset, segment_returns: SegmentReturns) ->
             for side in zip(*((dataset.segment(a), dataset.segment(b)) for _, (a, b) in part), strict=True)
         )
         means = left_probabilities(left, right).mean(axis=0)
-        predicted |= {query_id: float(p) for (query_id, _), p in zip(part, means, strict=True)}
-    return predicted
+        predicted |= {query_id: round(float(p), 4) for (query_id, _), p in zip(part, means, strict=True)}
+    (path / PREDICTIONS_FILE).write_text(json.dumps(predicted) + "\n")
 
 
-def _preference_table(path: Path, predicted_left: Mapping[str, float]) -> Table:
+def _preference_table(path: Path) -> Table:
     """Return the newest answers; those that were withdrawn are left out."""
     withdrawn = {row.answer_id for part in _parts(path / "withdrawals") for row in read_withdrawals(part)}
     answers = [row for part in _parts(path / "preferences") for row in read_preferences(part)]
     shown = [row for row in answers if not row.answer_id or row.answer_id not in withdrawn][-MAX_ROWS:]
     returns = _true_returns(path / "segments") if shown else {}
-    rows = [_row(row, returns, predicted_left.get(row.query_id)) for row in shown]
+    predicted = json.loads((path / PREDICTIONS_FILE).read_text()) if (path / PREDICTIONS_FILE).is_file() else {}
+    rows = [_row(row, returns, predicted.get(row.query_id)) for row in shown]
     return Table(PREFERENCE_COLUMNS, tuple(rows))
 
 
@@ -165,7 +168,7 @@ def _row(row: Preference, returns: Mapping[str, float], predicted: float | None)
         *(row.query_id, row.feedback_session, row.num_env_steps, row.teacher, str(row.choice)),
         *(row.asked_at.isoformat(), row.answered_at.isoformat()),
         round((row.answered_at - row.asked_at).total_seconds(), 3),
-        *(left, right, _agrees(row, left, right), None if predicted is None else round(predicted, 4)),
+        *(left, right, _agrees(row, left, right), predicted),
     )
 
 

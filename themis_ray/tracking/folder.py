@@ -12,8 +12,10 @@ from themis_ray.config import ExperimentConfig, dump_config, load_config
 from themis_ray.errors import CheckpointError, RunFolderError
 from themis_ray.tracking.metrics import Row, finite, to_json
 
-__all__ = ["FOLDERS", "TRACKER_FOLDERS", "RunFolder"]
+__all__ = ["FOLDERS", "PREDICTIONS_FILE", "TRACKER_FOLDERS", "RunFolder"]
 
+# What the reward ensemble gave, at the end of a run with a tracker, for p(left preferred) of each query.
+PREDICTIONS_FILE = "predicted_left.json"
 CONTENTS = (
     "config.yaml",
     "metrics.jsonl",
@@ -23,6 +25,7 @@ CONTENTS = (
     "run.log",
     "judge_answers.jsonl",
     "annotators.json",
+    PREDICTIONS_FILE,
 )
 FOLDERS = (
     *("queries", "preferences", "withdrawals", "ratings", "step_feedback", "demonstrations"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +19,7 @@ from themis_ray.tracking.artifacts import Artifacts
 from themis_ray.tracking.description import RunDescription
 from themis_ray.tracking.metrics import Row
 
-__all__ = ["MlflowLogger"]
+__all__ = ["MlflowLogger", "without_password"]
 
 SQLITE = "sqlite:///"
 # By default MLflow asks a server that is gone for minutes before it gives up, and the run would wait.
@@ -37,7 +39,7 @@ class MlflowLogger:
 
     Attributes:
         num_env_steps: Of the newest line that MLflow has.
-        place: The address.
+        place: The address, without a password.
     """
 
     def __init__(self, folder: Path, about: RunDescription, tracking_uri: str | None, experiment: str) -> None:
@@ -50,9 +52,12 @@ class MlflowLogger:
         self._own = folder.resolve() / "mlflow"
         self._own.mkdir(parents=True, exist_ok=True)
         own_uri = f"{SQLITE}{self._own / 'mlflow.db'}"
-        self.place = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or own_uri
-        with _alone(self.place):
-            self._client = MlflowClient(self.place)
+        self._uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or own_uri
+        self.place = without_password(self._uri)
+        # An address may hold a password, which is not for the run folder.
+        self._key = hashlib.sha256(f"{self._uri} {experiment}".encode()).hexdigest()[:16]
+        with _alone(self._uri):
+            self._client = MlflowClient(self._uri)
             self._experiment_id = self._find_experiment(experiment)
         self._run_id = self._start(about)
         self.num_env_steps = self._newest_step()
@@ -63,8 +68,8 @@ class MlflowLogger:
         if found is not None:
             return str(found.experiment_id)
         files = None
-        if self.place.startswith(SQLITE):
-            files = (Path(self.place.removeprefix(SQLITE)).resolve().parent / "mlartifacts").as_uri()
+        if self._uri.startswith(SQLITE):
+            files = (Path(self._uri.removeprefix(SQLITE)).resolve().parent / "mlartifacts").as_uri()
         return str(self._client.create_experiment(name, artifact_location=files))
 
     def _start(self, about: RunDescription) -> str:
@@ -75,7 +80,7 @@ class MlflowLogger:
         path = self._own / "run_ids.json"
         run_ids: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
         known: Mapping[str, str] = {}
-        run_id = run_ids.get(self.place, "")
+        run_id = run_ids.get(self._key, "")
         if run_id:
             try:
                 known = self._client.get_run(run_id).data.params
@@ -87,7 +92,7 @@ class MlflowLogger:
             tags = {"group": about.group or "", "job_type": about.job_type, "tags": ", ".join(about.tags)}
             run = self._client.create_run(self._experiment_id, run_name=about.name, tags=tags)
             run_id = str(run.info.run_id)
-            path.write_text(json.dumps(run_ids | {self.place: run_id}) + "\n")
+            path.write_text(json.dumps(run_ids | {self._key: run_id}) + "\n")
         # MLflow takes a parameter once.
         params = [
             Param(key, _text(value)[:MAX_PARAM_LENGTH])
@@ -150,6 +155,11 @@ def _alone(uri: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         yield
+
+
+def without_password(uri: str) -> str:
+    """Return an address without the name and password that it may hold."""
+    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def _is_number(value: Any) -> bool:

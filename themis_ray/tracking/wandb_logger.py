@@ -63,8 +63,11 @@ class WandbLogger:
         self._run.define_metric("*", step_metric="num_env_steps")
         for name in BEST:
             self._run.define_metric(name, step_metric="num_env_steps", summary="max,last")
-        self.num_env_steps = read_mark(self._own)
         self.is_offline = bool(self._run.settings.mode == "offline")
+        # What waits here is not there, and what one project has another has not.
+        mode, entity = "offline" if self.is_offline else "online", os.environ.get("WANDB_ENTITY", "")
+        self._mark = f"{mode} {entity}/{project}"
+        self.num_env_steps = read_mark(self._own, self._mark)
         self.place = str(Path(self._run.dir).parent) if self.is_offline else str(self._run.url)
 
     def log(self, row: Row) -> None:
@@ -103,7 +106,7 @@ class WandbLogger:
         if summary is not None:
             self._run.summary.update({f"final/{key}": value for key, value in finite(summary).items()})
         self._run.finish(exit_code=0 if summary is not None else 1)
-        write_mark(self._own, self.num_env_steps)
+        write_mark(self._own, self.num_env_steps, self._mark)
 
     @contextlib.contextmanager
     def _staging(self) -> Iterator[None]:
