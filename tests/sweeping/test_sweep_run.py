@@ -11,8 +11,10 @@ from typing import Any
 
 import psutil
 import pytest
+from click.testing import CliRunner
 from tiny_sweep import write_sweep
 
+from themis_ray.cli import main
 from themis_ray.config import resolve
 from themis_ray.experiment import run_experiment
 from themis_ray.sweeping import Outcome, Progress, SweepFolder, expand, load_sweep, run_sweep
@@ -260,3 +262,12 @@ def test_a_sweep_in_storage_goes_on_from_anywhere(tmp_path: Path, ray_cluster: N
     assert [(o.name, o.status, o.true_return) for o in again] == [(o.name, o.status, o.true_return) for o in outcomes]
     assert {event.name for event in events} == {trials[1].name}
     assert sorted(file.name for file in (lost / "preferences").iterdir()) == answers
+    # A report of what is in storage, from a place that holds nothing of it.
+    report = tmp_path / "report"
+    done = CliRunner().invoke(main, ["report", f"{storage}/tiny", "--out", str(report)])
+    assert done.exit_code == 0, done.output
+    assert "2 runs" in done.output
+    assert (report / "report.html").is_file()
+    done = CliRunner().invoke(main, ["report", f"{storage}/nothing", "--out", str(report)])
+    assert done.exit_code == 2
+    assert "holds no run" in done.output

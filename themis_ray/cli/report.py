@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import click
@@ -9,7 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from themis_ray.errors import RunFolderError
 from themis_ray.reporting import ALL_TASKS, Report, Row, make_report, with_interval, write_report
+from themis_ray.storage import Storage, is_uri
+from themis_ray.sweeping import is_shown
 
 __all__ = ["report"]
 
@@ -19,30 +23,37 @@ Examples:
   themis report runs
   themis report runs/sweep --baseline teacher.name=oracle
   themis report runs/oracle runs/mistake --baseline learn_reward=false --out reports/teachers
+  themis report s3://my-bucket/sweeps/smoke --out reports/smoke
 """
 
 MAX_LEFT_OUT = 5
 
 
 @click.command(epilog=REPORT_EXAMPLES)
-@click.argument("folders", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path))
+@click.argument("folders", nargs=-1, required=True, metavar="DIR|URI...")
 @click.option("--baseline", metavar="KEY=VALUE", help="Compare every group with the one that has this value.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder. Default: DIR/report; ./report for several.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder. Default: DIR/report; ./report for several, a URI."
+)
 @click.option("--title", help="Heading of the page. Default: the names of the folders.")
 @click.option("--seed", default=0, show_default=True, help="For the bootstrap samples of the intervals.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def report(
-    folders: tuple[Path, ...], baseline: str | None, out: Path | None, title: str | None, seed: int, debug: bool
+    folders: tuple[str, ...], baseline: str | None, out: Path | None, title: str | None, seed: int, debug: bool
 ) -> None:
     """Compare finished runs by environment, teacher, sampler and whatever else differs between them.
 
-    Each DIR is a run folder, or holds some at any depth. Scores are against the runs with learn_reward=false.
+    Each DIR is a run folder, or holds some at any depth; so does each URI in a storage. Scores are against the runs
+    with learn_reward=false.
     """
     del debug
-    made = make_report(folders, baseline, seed=seed)
-    out = out or (folders[0] / "report" if len(folders) == 1 else Path("report"))
-    name = title or ", ".join(folder.resolve().name for folder in folders)
-    page = write_report(made, out, name)
+    with tempfile.TemporaryDirectory(prefix="themis-report-") as fetched:
+        paths = [_fetch(folder, Path(fetched)) if is_uri(folder) else Path(folder) for folder in folders]
+        made = make_report(paths, baseline, seed=seed)
+        is_one = len(paths) == 1 and not is_uri(folders[0])
+        out = out or (paths[0] / "report" if is_one else Path("report"))
+        name = title or ", ".join(path.resolve().name for path in paths)
+        page = write_report(made, out, name)
     console = Console()
     console.print(_table(made))
     if made.comparisons:
@@ -55,6 +66,18 @@ def report(
         console.print(f"left out: {len(made.left_out) - MAX_LEFT_OUT} more, see the page", highlight=False)
     console.print(made.verdict.text, style=None if made.verdict.is_enough else "yellow", highlight=False, markup=False)
     click.echo(f"Page: {page}")
+
+
+def _fetch(uri: str, folder: Path) -> Path:
+    """Return a folder with what a report needs of the runs in a storage.
+
+    Raises:
+        RunFolderError: It cannot be read, or holds no run.
+    """
+    target = folder / uri.partition("?")[0].rstrip("/").rpartition("/")[2]
+    if not Storage(uri).pull(target, is_shown):
+        raise RunFolderError(f"{uri} holds no run. Give the URI of a sweep, or of what is above it.")
+    return target
 
 
 def _table(made: Report) -> Table:

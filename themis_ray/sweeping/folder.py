@@ -143,6 +143,7 @@ class SweepFolder:
             if settings_text is None:
                 raise RunFolderError(f"{place} holds no sweep (no {SETTINGS_FILE}). Give the URI of a sweep.")
             path = path or Path("runs") / name
+            _refuse_another(path, settings_text)
             if path.resolve().name != name:
                 raise RunFolderError(f"{path} would show the sweep {name}. Give an --out that ends in {name}.")
             path.mkdir(parents=True, exist_ok=True)
@@ -220,11 +221,19 @@ class SweepFolder:
         return Outcome(name, "unfinished", true_return, **common)
 
 
+def _refuse_another(path: Path, settings: bytes) -> None:
+    """Refuse a folder that holds something else than the sweep with these settings."""
+    if path.is_dir() and any(path.iterdir()):
+        file = path / SETTINGS_FILE
+        if not file.is_file() or file.read_bytes() != settings:
+            raise RunFolderError(f"{path} holds something else. Give --out a folder of the same name elsewhere.")
+
+
 def is_shown(file: str) -> bool:
     """Tell whether tables and reports are made of a file of a sweep's, by its path."""
     *folders, name = file.split("/")
     is_hidden = any(folder[0] == "." for folder in folders)
-    return not is_hidden and (name in SHOWN_FILES if folders else name == SUGGESTIONS_FILE) and "wandb" not in folders
+    return not is_hidden and name in {*SHOWN_FILES, SUGGESTIONS_FILE} and not {"wandb", "checkpoint"} & {*folders}
 
 
 def _scratch(uri: str) -> Path:

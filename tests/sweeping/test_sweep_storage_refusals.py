@@ -1,0 +1,53 @@
+"""What a sweep in storage refuses, in one line and before anything is lost."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tiny_sweep import write_sweep
+
+from themis_ray.cli import main
+from themis_ray.sweeping import SweepFolder, load_sweep
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    """Return the URI of a sweep that has not run yet."""
+    settings = load_sweep(write_sweep(tmp_path, storage_path=f"file://{tmp_path / 'storage'}"))
+    SweepFolder.create(tmp_path / "first" / "tiny", settings)
+    return f"file://{tmp_path / 'storage'}/tiny"
+
+
+def refusal(*arguments: str) -> str:
+    done = CliRunner().invoke(main, ["sweep", *arguments])
+    assert done.exit_code == 2, done.output
+    return done.output
+
+
+def test_another_sweep_of_the_name_does_not_mix_with_it(uri: str, tmp_path: Path) -> None:
+    storage = uri.rpartition("/")[0]
+    out = str(tmp_path / "second" / "tiny")
+    text = refusal(str(tmp_path / "tiny.yaml"), "--storage", storage, "--out", out)
+    assert f"Continue a sweep with --resume {uri}" in text
+    assert not Path(out).exists()
+
+
+def test_a_folder_of_the_name_is_not_written_over(uri: str, tmp_path: Path) -> None:
+    mine = tmp_path / "second" / "tiny"
+    mine.mkdir(parents=True)
+    (mine / "sweep.yaml").write_text("base: {}\n")
+    assert "holds something else" in refusal("--resume", uri, "--out", str(mine), "--dry-run")
+    assert (mine / "sweep.yaml").read_text() == "base: {}\n"
+    assert "ends in tiny" in refusal("--resume", uri, "--out", str(tmp_path / "other"), "--dry-run")
+
+
+@pytest.mark.parametrize("uri", ["runs", "nope://x/y", "s3://"])
+def test_a_storage_that_is_none_is_told(uri: str, tmp_path: Path) -> None:
+    path = write_sweep(tmp_path)
+    text = refusal(str(path), "--storage", uri, "--out", str(tmp_path / "out"))
+    assert f"storage_path={uri} is not allowed" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_resuming_where_no_sweep_is_told(tmp_path: Path) -> None:
+    assert "holds no sweep" in refusal("--resume", f"file://{tmp_path}/nothing")
