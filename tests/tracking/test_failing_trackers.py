@@ -64,10 +64,10 @@ def test_the_first_failure_is_one_warning(
 
 def test_a_tracker_that_cannot_start_is_a_warning_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def make() -> RunLogger:
-        raise ConnectionError("no route to host")
+        raise ConnectionError("no route to https://me:secret@host/api")
 
     run_with(GuardedLogger("mlflow", tmp_path, make))
-    assert "no route to host" in caplog.text
+    assert "no route to https://host/api" in caplog.text
 
 
 def test_a_mistake_in_the_settings_is_none(tmp_path: Path) -> None:

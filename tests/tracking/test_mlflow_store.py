@@ -12,7 +12,7 @@ from tracked_folders import STEPS, make_config, make_row, make_run
 from themis_ray.config import TrackingSettings
 from themis_ray.errors import ConfigError
 from themis_ray.tracking import MlflowLogger, check_tracking, describe_run, gather_artifacts
-from themis_ray.tracking.mlflow_logger import without_password
+from themis_ray.tracking.description import without_password
 
 
 def only_run(client: MlflowClient, experiment: str = "tests") -> Any:

@@ -26,6 +26,7 @@ from themis_ray.tracking import (
     gather_artifacts,
     make_tracker,
 )
+from themis_ray.tracking.description import without_password
 
 __all__ = ["Published", "find_published", "publish", "report_artifacts"]
 
@@ -105,7 +106,7 @@ def publish(
         except ThemisError as error:
             left_out.append(LeftOutRun(path, str(error)))
         except Exception as error:
-            reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
+            reason = without_password(" ".join(str(error).split()))[:MAX_REASON_LENGTH]
             raise ConfigError(
                 f"{path} could not be pushed to {to} ({type(error).__name__}: {reason}). {len(published)} of "
                 f"{len(work)} were. Try again: what is there already is not sent twice."

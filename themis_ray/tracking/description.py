@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from themis_ray.config import ExperimentConfig
 
-__all__ = ["RunDescription", "describe_run", "find_sweep"]
+__all__ = ["RunDescription", "describe_run", "find_sweep", "without_password"]
 
 # The file by which a sweep's folder is known; themis_ray.sweeping writes it.
 SWEEP_FILE = "sweep.yaml"
@@ -76,3 +77,8 @@ def _method(config: ExperimentConfig) -> tuple[str, str]:
     if config.feedback.dataset is not None:
         return f"answers of {Path(config.feedback.dataset).name}", ""
     return config.teacher.teacher_name, config.feedback.sampler
+
+
+def without_password(text: str) -> str:
+    """Return a text without the names and passwords that addresses in it may hold."""
+    return re.sub(r"//[^/@\s]*@", "//", text)

@@ -11,7 +11,7 @@ from typing import Protocol
 from themis_ray.config import ExperimentConfig, TrackingSettings
 from themis_ray.errors import ConfigError, ThemisError
 from themis_ray.tracking.artifacts import Artifacts
-from themis_ray.tracking.description import RunDescription, describe_run
+from themis_ray.tracking.description import RunDescription, describe_run, without_password
 from themis_ray.tracking.folder import RunFolder
 from themis_ray.tracking.metrics import Row, to_json
 from themis_ray.tracking.mlflow_logger import MlflowLogger
@@ -152,7 +152,7 @@ class GuardedLogger:
             "--to %s",
             self.name,
             type(error).__name__,
-            " ".join(str(error).split())[:MAX_REASON_LENGTH],
+            without_password(" ".join(str(error).split()))[:MAX_REASON_LENGTH],
             self._folder,
             self.name,
         )

@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,10 +15,10 @@ from typing import Any
 
 from themis_ray.config import flatten
 from themis_ray.tracking.artifacts import Artifacts
-from themis_ray.tracking.description import RunDescription
+from themis_ray.tracking.description import RunDescription, without_password
 from themis_ray.tracking.metrics import Row
 
-__all__ = ["MlflowLogger", "without_password"]
+__all__ = ["MlflowLogger"]
 
 SQLITE = "sqlite:///"
 # By default MLflow asks a server that is gone for minutes before it gives up, and the run would wait.
@@ -155,11 +154,6 @@ def _alone(uri: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         yield
-
-
-def without_password(uri: str) -> str:
-    """Return an address without the name and password that it may hold."""
-    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def _is_number(value: Any) -> bool:

@@ -15,7 +15,7 @@ from themis_ray.tracking.artifacts import POLICY_CLIP
 
 __all__ = ["record_policy"]
 
-# Thirteen seconds of the clip; drawing them takes a second or two.
+# Thirteen seconds of the clip. Drawing them takes a second; of MuJoCo, where a CPU draws, a dozen.
 MAX_NUM_STEPS = 200
 
 
