@@ -3,6 +3,7 @@
 import csv
 import re
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from themis_ray.cli import main
 from themis_ray.errors import ConfigError, RunFolderError
 from themis_ray.reporting import ALL_TASKS, Estimate, Report, find_runs, make_report
-from themis_ray.reporting.charts import _budget_lines, draw_report
+from themis_ray.reporting.charts import LIGHT, _budget_lines, _draw_heatmaps, draw_report
 from themis_ray.reporting.tables import escape_latex, latex_table, number, with_interval
 
 SMALL = {"envs": ("Pendulum-v1",), "teachers": ("oracle", "mistake"), "samplers": ("uniform",)}
@@ -226,6 +227,18 @@ def test_curves_end_where_the_runs_do(sweep: Path) -> None:
     overall = report.curves["env_steps", ALL_TASKS][learned]
     assert (overall.x[-1], overall.num_runs) == (1.0, 6)
     assert 0 < overall.y[-1] < 1.2
+
+
+def test_without_scores_the_map_shows_returns(tmp_path: Path) -> None:
+    for score, (teacher, sampler) in enumerate(product(("oracle", "mistake"), ("uniform", "entropy"))):
+        make_run(tmp_path / f"{score}", score / 4, [f"teacher.name={teacher}", f"feedback.sampler={sampler}"])
+    report = make_report([tmp_path])
+    (picture,) = [picture for picture in draw_report(report) if picture.key == "heatmap"]
+    assert picture.text.startswith("Mean return")
+    axes = _draw_heatmaps(report, LIGHT).axes[0]
+    assert {text.get_text() for text in axes.texts} == {"-1200", "-937.5", "-675", "-412.5", "1 run"}
+    image = axes.images[0]
+    assert image.get_clim() == (-1200.0, -412.5)
 
 
 def test_budgets_have_a_picture_of_their_own(tmp_path: Path) -> None:

@@ -258,3 +258,12 @@ def test_the_made_up_summary_has_the_keys_that_are_read(tmp_path: Path) -> None:
     summary = json.loads((make_run(tmp_path / "a", 0.5, []) / "summary.json").read_text())
     page = Path(__file__).parents[2] / "docs" / "metrics.md"
     assert all(f"| `{key}` |" in page.read_text() for key in summary)
+
+
+def test_exploration_that_a_sweep_shared_is_no_difference(tmp_path: Path) -> None:
+    shared = f"snapshot={tmp_path}/sweep/.snapshots/pendulum-sac-s0"
+    make_run(tmp_path / "learned", 0.9, [shared])
+    make_run(tmp_path / "true", 1.0, ["learn_reward=false"])
+    groups = group_runs(find_runs([tmp_path])[0])
+    assert not groups.notes
+    assert [cell.scale is not None and not cell.scale.differs for cell in groups.cells.values()] == [True, True]

@@ -110,13 +110,10 @@ def _plans(report: Report) -> Iterator[tuple[str, str, str, Any]]:
             "Dots are the interquartile mean of the scores and the optimality gap, bars their 95 % intervals.",
             _draw_scores,
         )
-        if len({(method.teacher, method.sampler) for method in learned}) > 1:
-            yield (
-                "heatmap",
-                "Teacher and sampler",
-                "Interquartile mean of the scores; below it the number of runs.",
-                _draw_heatmaps,
-            )
+    if len({(method.teacher, method.sampler) for method in learned}) > 1:
+        shown = "Interquartile mean of the scores" if report.has_scores else "Mean return of the final evaluations"
+        yield ("heatmap", "Teacher and sampler", f"{shown}; below it the number of runs.", _draw_heatmaps)
+    if report.has_scores:
         yield (
             "profiles",
             "Performance profiles",
@@ -297,10 +294,11 @@ def _draw_heatmaps(report: Report, theme: Theme) -> Figure:
     panel = max(0.95 * len(samplers), 0.085 * max(map(len, panels)), 1.6)
     figure = _figure(min(11.2, max(5.0, room + num_columns * panel)), (0.5 * len(teachers) + 0.85) * num_rows, theme)
     axes = list(figure.subplots(num_rows, num_columns, squeeze=False, sharey=True, sharex=True).flat)
-    is_tight = (figure.get_figwidth() - room) / num_columns < 0.85 * len(samplers)
+    width = (figure.get_figwidth() - room) / (num_columns * len(samplers))
+    is_tight = width < max(0.85, 0.075 * max(map(len, samplers)))
     colours = LinearSegmentedColormap.from_list("scores", theme.scale)
     for number, (one, (title, rows)) in enumerate(zip(axes, panels.items(), strict=False)):
-        _draw_heatmap(one, title, rows, teachers, samplers, colours, theme)
+        _draw_heatmap(one, title, rows, teachers, samplers, colours, theme, has_scores=report.has_scores)
         one.tick_params(labelbottom=number + num_columns >= len(panels))
         for label in one.get_xticklabels() if is_tight else ():
             label.set(rotation=30, ha="right", rotation_mode="anchor")
@@ -318,9 +316,14 @@ def _heatmap_panels(report: Report) -> dict[str, list[Row]]:
         for other in others:
             title = ", ".join(other) or ("all environments" if task == ALL_TASKS else task)
             rows = [r for r in report.rows if r.task == task and r.method.is_learned and r.method.others == other]
-            if any(row.iqm is not None for row in rows):
+            if any(_shown(row, report.has_scores) is not None for row in rows):
                 panels[title] = rows
     return dict(list(panels.items())[:MAX_HEATMAPS])
+
+
+def _shown(row: Row, has_scores: bool) -> float | None:
+    """Return what a cell of a heat map shows: the score, or the return where there are no scores at all."""
+    return (None if row.iqm is None else row.iqm.value) if has_scores else row.return_mean
 
 
 def _draw_heatmap(
@@ -331,19 +334,24 @@ def _draw_heatmap(
     samplers: Sequence[str],
     colours: LinearSegmentedColormap,
     theme: Theme,
+    has_scores: bool,
 ) -> None:
     values = np.full((len(teachers), len(samplers)), np.nan)
     texts = {}
     for row in rows:
-        if row.iqm is not None:
+        value = _shown(row, has_scores)
+        if value is not None:
             place = (teachers.index(row.method.teacher), samplers.index(row.method.sampler))
-            values[place] = row.iqm.value
-            texts[place] = (f"{row.iqm.value:.2f}", f"{row.num_runs} run{'' if row.num_runs == 1 else 's'}")
+            values[place] = value
+            number = f"{value:.2f}" if has_scores else f"{value:.4g}"
+            texts[place] = (number, f"{row.num_runs} run{'' if row.num_runs == 1 else 's'}")
+    # Scores have ends of their own; returns are darker the better they are among those shown.
+    low, high = (0.0, 1.0) if has_scores else (float(np.nanmin(values)), float(np.nanmax(values)))
     _style(axes, theme, title)
     axes.grid(visible=False)
-    axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=0, vmax=1, aspect="auto")
+    axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=low, vmax=max(high, low + 1e-9), aspect="auto")
     for (i, j), (number, runs) in texts.items():
-        ink = _ink_on(colours(float(np.clip(values[i, j], 0, 1))))
+        ink = _ink_on(colours(float(np.clip((values[i, j] - low) / max(high - low, 1e-9), 0, 1))))
         axes.text(j, i - 0.08, number, ha="center", va="center", fontsize=10, fontweight="bold", color=ink)
         axes.text(j, i + 0.28, runs, ha="center", va="center", fontsize=6.5, color=ink)
     axes.set_xticks(range(len(samplers)), [name or "no sampler" for name in samplers], color=theme.ink)

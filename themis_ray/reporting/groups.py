@@ -193,6 +193,9 @@ def _comparable(run: Run) -> dict[str, str]:
         if settings.get(key) is not None:
             # Every seed may start from a snapshot of its own.
             settings[key] = re.sub(rf"(?<![a-z0-9])s(eed)?([-_]?){run.seed}(?!\d)", r"s\1\2*", str(settings[key]))
+    if "/.snapshots/" in str(settings.get("snapshot")):
+        # Exploration that trials of a sweep share, in place of the same of their own.
+        settings["snapshot"] = None
     return {key: text_of(value) for key, value in settings.items() if not BOOKKEEPING.match(key)}
 
 

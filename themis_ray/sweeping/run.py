@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -155,6 +156,8 @@ def run_sweep(
                 longest = max(trial.config.num_env_steps for trial in waiting)
                 _fit(train_trial, space, settings, folder, watch, scheduler=_scheduler(settings, longest))
         folder.clear_tune()
+    if folder.storage is not None and all(folder.is_over(name) for name in names):
+        shutil.rmtree(folder.work_path, ignore_errors=True)
     return [folder.outcome(name) for name in names]
 
 
