@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo lint test test-slow test-gpu test-browser test-cluster format bench-overhead bench-peers bench-labels bench-samplers bench-clips bench-clip-servers bench-serve bench-serve-chaos bench-peer-labels bench-explain bench-scale clean
+.PHONY: setup demo lint test test-slow test-gpu test-browser test-cluster test-sweep format bench-overhead bench-peers bench-labels bench-samplers bench-clips bench-clip-servers bench-serve bench-serve-chaos bench-peer-labels bench-explain bench-scale clean
 
 # The stamp is newer than the files that say what to install, or setup runs again.
 setup: $(VENV)/.installed
@@ -35,6 +35,9 @@ test-gpu: setup
 # With THEMIS_SCREENSHOTS=1 it also writes docs/images/labelling-*.png.
 test-browser: setup
 	$(BIN)/pytest -m browser tests/browser
+
+test-sweep: setup
+	$(BIN)/pytest -m "ray and (slow or not slow)" tests/sweeping
 
 test-cluster: setup
 	$(BIN)/pytest -m cluster --timeout 900 tests/cluster

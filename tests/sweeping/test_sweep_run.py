@@ -67,6 +67,7 @@ def test_trials_are_the_runs_that_train_makes(tmp_path: Path, ray_cluster: None)
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_trial_whose_process_dies_goes_on_from_its_checkpoint(tmp_path: Path, ray_cluster: None) -> None:
     settings = load_sweep(write_sweep(tmp_path), ["num_env_steps=1000"])
     folder = SweepFolder.create(tmp_path / "sweep", settings)
@@ -90,6 +91,7 @@ def test_a_trial_whose_process_dies_goes_on_from_its_checkpoint(tmp_path: Path, 
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_trial_that_cannot_go_on_is_told_and_the_others_finish(tmp_path: Path, ray_cluster: None) -> None:
     path = write_sweep(tmp_path, max_failures=1, seeds=2)
     out = tmp_path / "sweep"
@@ -115,6 +117,7 @@ def test_a_trial_stops_at_the_metric_named(tmp_path: Path, ray_cluster: None) ->
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_trials_share_one_exploration(tmp_path: Path, ray_cluster: None) -> None:
     space = {"teacher.name": ["oracle", "mistake"], "algorithm.gamma": [0.9, 0.99]}
     out = tmp_path / "sweep"
@@ -198,6 +201,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     path = write_sweep(tmp_path, seeds=2, max_concurrent=1)
     out = tmp_path / "sweep"
@@ -227,6 +231,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_sweep_in_storage_goes_on_from_anywhere(tmp_path: Path, ray_cluster: None) -> None:
     space = {"teacher.name": ["oracle", "mistake"]}
     storage = f"file://{tmp_path / 'storage'}"
