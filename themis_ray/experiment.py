@@ -35,11 +35,19 @@ from themis_ray.tracking import (
     write_predictions,
 )
 
-__all__ = ["Iteration", "quieten", "ray_session", "run_experiment", "run_pretraining"]
+__all__ = ["SYSTEM_CONFIG", "Iteration", "quieten", "ray_session", "run_experiment", "run_pretraining"]
 
 logger = logging.getLogger("themis_ray")
 
 OBJECT_STORE_BYTES = 512 * 2**20
+# Of Ray on one machine.
+SYSTEM_CONFIG = {
+    # Ray would run actors at a lower priority than the driver, which waits for them here.
+    "worker_niceness": 0,
+    # What is remembered of actors and tasks that are gone; a long sweep has many.
+    "maximum_gcs_destroyed_actor_cached_count": 1000,
+    "task_events_max_num_task_in_gcs": 1000,
+}
 LOOP_METRICS = (
     *("fit_loss", "fit_accuracy", "fit_num_epochs", "heldout_accuracy", "reward_correlation"),
     *("fit_trusted_share", "fit_flipped_share", "fit_num_pseudo_labels"),
@@ -78,11 +86,10 @@ def ray_session() -> Iterator[None]:
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "themis"}
     if not os.environ.get("RAY_ADDRESS"):
-        # Ray would run actors at a lower priority than the driver, which waits for them here.
         options |= {
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
-            "_system_config": {"worker_niceness": 0},
+            "_system_config": dict(SYSTEM_CONFIG),
         }
     ray.init(**options)
     try:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 import psutil
 import ray
 
+from themis_ray.experiment import SYSTEM_CONFIG
+
 __all__ = ["growth", "head_memory_mib", "own_session"]
 
 OBJECT_STORE_BYTES = 100 * 2**20
@@ -42,7 +44,7 @@ def own_session(num_cpus: int) -> Iterator[None]:
         log_to_driver=False,
         logging_level="ERROR",
         namespace="themis",
-        _system_config={"worker_niceness": 0},
+        _system_config=dict(SYSTEM_CONFIG),
     )
     try:
         yield
