@@ -201,3 +201,23 @@ def test_actors_do_not_import_what_only_people_look_at() -> None:
     code = "import sys, themis_ray.rllib.reward_actor; print({'captum', 'matplotlib'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.slow
+def test_a_process_may_use_ray_again_after_it_has_ended() -> None:
+    code = """
+import ray
+from themis_ray.config import load_config, resolve
+from themis_ray.experiment import quieten, ray_session
+from themis_ray.rllib import build_algorithm_config
+quieten()
+for _ in range(2):
+    with ray_session():
+        config, _ = resolve(load_config(None, ["env.id=CartPole-v1", "learn_reward=false", "num_env_steps=500"]))
+        algorithm = build_algorithm_config(config).build_algo()
+        algorithm.train()
+        print("trained", algorithm.env_steps > 0)
+        algorithm.stop()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=240)
+    assert done.stdout.count("trained True") == 2, done.stderr

@@ -23,7 +23,9 @@ __all__ = ["build_algorithm_config"]
 ENV_NAME = "themis_env"
 NUM_PPO_ROUNDS = 4
 
-register_env(ENV_NAME, lambda context: SeedEpisodes(make_env(EnvConfig(**context))))
+
+def _make_env(context: Any) -> Any:
+    return SeedEpisodes(make_env(EnvConfig(**context)))
 
 
 def _ppo_config(settings: LoopSettings) -> PreferencePPOConfig:
@@ -118,6 +120,8 @@ def build_algorithm_config(settings: LoopSettings, dataset_path: Path | None = N
         config = _cpl_config(settings)
     else:
         config = _replay_config(settings, PreferenceSACConfig() if algorithm.name == "sac" else PreferenceDQNConfig())
+    # Ray forgets names with the session that it was told them in, and a process may have several.
+    register_env(ENV_NAME, _make_env)
     config.environment(ENV_NAME, env_config=settings.env.model_dump())
     config.env_runners(
         num_env_runners=resources.num_env_runners,
