@@ -29,6 +29,7 @@ __all__ = [
     "dump_config",
     "flatten",
     "load_config",
+    "nest",
     "read_yaml",
     "resolve",
 ]
@@ -357,6 +358,24 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
+
+
+def nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings, some of whose keys may be dotted, as nested groups.
+
+    Raises:
+        ConfigError: A key leads through a value.
+    """
+    nested: dict[str, Any] = {}
+    for key, value in flatten(values).items():
+        *parents, last = key.split(".")
+        group = nested
+        for parent in parents:
+            group = group.setdefault(parent, {})
+            if not isinstance(group, dict):
+                raise ConfigError(f"{key} was given, but {parent} is a value and no group of settings here. Give one.")
+        group[last] = value
+    return nested
 
 
 def _explain(error: ValidationError) -> str:

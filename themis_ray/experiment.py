@@ -17,14 +17,22 @@ from typing import Any
 
 import ray
 
-from themis_ray.config import ExperimentConfig
+from themis_ray.config import ExperimentConfig, resolve
 from themis_ray.envs import EnvSpec
 from themis_ray.errors import CheckpointError
+from themis_ray.feedback import open_demonstrations
 from themis_ray.plots import plot_run
 from themis_ray.randomness import RandomStreams, seed_python
-from themis_ray.rllib import build_algorithm_config, deterministic_policy, evaluate, random_policy
+from themis_ray.rllib import (
+    build_algorithm_config,
+    deterministic_policy,
+    evaluate,
+    open_preferences,
+    open_reference,
+    random_policy,
+)
 from themis_ray.rllib.process import prepare_process
-from themis_ray.snapshots import check_snapshot, open_snapshot, write_snapshot
+from themis_ray.snapshots import adopt_settings, check_snapshot, open_snapshot, write_snapshot
 from themis_ray.tracking import (
     RunFolder,
     RunLogger,
@@ -35,7 +43,15 @@ from themis_ray.tracking import (
     write_predictions,
 )
 
-__all__ = ["SYSTEM_CONFIG", "Iteration", "quieten", "ray_session", "run_experiment", "run_pretraining"]
+__all__ = [
+    "SYSTEM_CONFIG",
+    "Iteration",
+    "quieten",
+    "ray_session",
+    "resolve_new",
+    "run_experiment",
+    "run_pretraining",
+]
 
 logger = logging.getLogger("themis_ray")
 
@@ -96,6 +112,29 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def resolve_new(config: ExperimentConfig) -> tuple[ExperimentConfig, EnvSpec]:
+    """Resolve the settings of a new run, and check all that it starts from: snapshot, reference policy, stored answers.
+
+    Raises:
+        ThemisError: A setting is not allowed, or what it names is not there or does not fit.
+    """
+    if config.snapshot is None:
+        config, spec = resolve(config)
+    else:
+        snapshot = open_snapshot(Path(config.snapshot))
+        config, spec = resolve(adopt_settings(config, snapshot))
+        check_snapshot(config, spec, snapshot)
+    if config.algorithm.reference is not None:
+        open_reference(config, spec)
+    feedback = config.feedback
+    if feedback.dataset is not None:
+        open_preferences(config, spec)
+    if feedback.demonstrations is not None:
+        length = feedback.segment_length or 0
+        open_demonstrations(Path(feedback.demonstrations), feedback.num_demonstrations, spec, length)
+    return config, spec
 
 
 def run_experiment(

@@ -176,7 +176,7 @@ def test_other_teachers_only_compare() -> None:
 
 
 def test_demonstrations_that_cannot_be_used_are_refused_before_the_run(tmp_path: Path) -> None:
-    from themis_ray.cli import _resolve_new
+    from themis_ray.experiment import resolve_new
 
     with pytest.raises(DataError, match="holds no segments"):
-        _resolve_new(load_config(None, [*SMALL, f"feedback.demonstrations={tmp_path}"]), None)
+        resolve_new(load_config(None, [*SMALL, f"feedback.demonstrations={tmp_path}"]))

@@ -1,6 +1,10 @@
 """A sweep file becomes named trials, and what is wrong with it is said in one line before anything starts."""
 
+import json
+import shutil
+from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -8,10 +12,14 @@ from click.testing import CliRunner
 from tiny_sweep import BASE, write_sweep
 
 from themis_ray.cli import main
-from themis_ray.config import load_config, resolve
-from themis_ray.envs import list_envs
+from themis_ray.config import ExperimentConfig, load_config, resolve
+from themis_ray.envs import EnvSpec, list_envs
 from themis_ray.errors import ConfigError, ThemisError
 from themis_ray.sweeping import SweepFolder, estimate, expand, load_sweep
+from themis_ray.sweeping.optuna_search import OptunaSearcher, Suggestion
+from themis_ray.sweeping.process import _finish_takeover, _prepare_takeover
+from themis_ray.sweeping.run import _clamp, _scheduler
+from themis_ray.tracking import RunFolder
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = {
@@ -25,6 +33,10 @@ SHIPPED = {
     "all_envs": 2 * len(list_envs("classic")),
     "pbt_reward": 8,
 }
+
+
+PBT = {"kind": "pbt", "mutations": {"reward.learning_rate": {"loguniform": [1e-4, 1e-2]}}}
+TWO_TASKS = {"env.id": ["Pendulum-v1", "MountainCarContinuous-v0"]}
 
 
 def names(path: Path, *overrides: str) -> list[str]:
@@ -137,6 +149,33 @@ def test_random_draws_the_same_again_and_shares_them_between_grid_points(tmp_pat
     assert names(path, "search_seed=1") != names(path)
 
 
+def test_no_two_draws_are_alike(tmp_path: Path) -> None:
+    space = {"reward.num_epochs": {"randint": [1, 9]}}
+    path = write_sweep(tmp_path, search="random", num_samples=8, space=space)
+    found = [trial.config.reward.num_epochs for trial in expand(load_sweep(path))]
+    assert sorted(found) == list(range(1, 9))
+    assert len(names(path, "num_samples=20")) == 8, "there are no more"
+
+
+def test_dotted_keys_of_the_base_are_groups_like_any_other(tmp_path: Path) -> None:
+    base = {"env": {"id": "Pendulum-v1"}, "feedback.budget": 8, "num_env_steps": 1000}
+    (trial,) = expand(load_sweep(write_sweep(tmp_path, base=base), ["feedback.sampler=entropy"]))
+    assert (trial.config.feedback.budget, trial.config.feedback.sampler) == (8, "entropy")
+
+
+def test_a_trial_adopts_the_snapshot_that_the_base_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials are resolved by the same function as the run of `themis train`."""
+    asked = []
+
+    def resolve_new(config: ExperimentConfig) -> tuple[ExperimentConfig, EnvSpec]:
+        asked.append(config.snapshot)
+        return resolve(config)
+
+    monkeypatch.setattr("themis_ray.sweeping.trials.resolve_new", resolve_new)
+    expand(load_sweep(write_sweep(tmp_path, seeds=2), ["snapshot=there"]))
+    assert asked == ["there", "there"]
+
+
 def test_overrides_go_to_the_sweep_its_space_or_its_base(tmp_path: Path) -> None:
     path = write_sweep(tmp_path, space={"teacher.name": ["oracle"]})
     settings = load_sweep(
@@ -193,6 +232,35 @@ def test_bundles_have_room_for_every_actor(tmp_path: Path) -> None:
         ({"space": {"feedback.budget": [4, 4]}}, [], ["pendulum/budget-4/s0"]),
         ({"space": {"feedback.budget": [4]}}, ["feedback.budget=8"], ["space.feedback.budget"]),
         ({"space": {"env.id": {"family": "clasic"}}}, [], ["clasic", "'classic'"]),
+        ({"space": {"seed": [1, 2]}}, [], ["seeds=[0, 1, 2]"]),
+        ({"variants": {"a": {"seed": 1}}}, [], ["seeds=[0, 1, 2]"]),
+        ({}, ["seed=7"], ["seeds=[0, 1, 2]"]),
+        (
+            {"variants": {"a": {"feedback": {"budget": 4}}}},
+            ["feedback.budget=8"],
+            ["feedback.budget varies", "variants"],
+        ),
+        ({"space": {"feedback.budget": [4]}}, ["feedback={budget: 8}"], ["feedback.budget varies", "space"]),
+        ({"variants": {"a": {"feedback.budget": 4}}, "space": {"feedback.budget": [8]}}, [], ["space and in variants"]),
+        ({"scheduler": PBT}, ["reward.learning_rate=1e-3"], ["scheduler.mutations"]),
+        ({"variants": ["a", "b"]}, ["feedback.budget=8"], ["variants"]),
+        ({"variants": {"a": None}}, ["feedback.budget=8"], ["variants.a"]),
+        ({"base": {"env": "Pendulum-v1", "env.id": "Pendulum-v1"}}, [], ["env.id", "no group"]),
+        ({"space": {"env.id": [5]}}, [], ["env.id=5"]),
+        ({"space": {"reward.num_epochs": {"randint": [0.2, 0.7]}}, "search": "random"}, [], ["whole numbers"]),
+        (
+            {"space": {"reward.learning_rate": {"uniform": [0.1, float("inf")]}}, "search": "random"},
+            [],
+            ["[low, high]"],
+        ),
+        ({"space": {"env.id": [date(2026, 1, 1)]}}, [], ["space.env.id", "numbers, words"]),
+        ({"storage_path": "runs"}, [], ["storage_path=runs", "s3://"]),
+        ({"scheduler": {"kind": "asha", "grace_num_env_steps": 600}}, [], ["grace_num_env_steps=600", "600 env steps"]),
+        ({"scheduler": {"kind": "asha"}, "space": TWO_TASKS}, [], ["MountainCarContinuous-v0", "common scale"]),
+        ({"scheduler": PBT, "space": TWO_TASKS}, [], ["env.id", "scheduler.kind=pbt"]),
+        ({"scheduler": PBT, "variants": {"a": {"algorithm.hidden_sizes": [8]}}}, [], ["algorithm.hidden_sizes"]),
+        ({}, ["algorithm.reference=/nowhere"], ["/nowhere"]),
+        ({}, ["snapshot=/nowhere"], ["/nowhere is no snapshot"]),
     ],
 )
 def test_mistakes_are_told_in_one_line(tmp_path: Path, settings: dict, overrides: list[str], words: list[str]) -> None:
@@ -202,6 +270,24 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path, settings: dict, overrides
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_a_sweep_runs_once_at_a_time(tmp_path: Path) -> None:
+    folder = SweepFolder.create(tmp_path / "out", load_sweep(write_sweep(tmp_path)))
+    with folder.held(), pytest.raises(ThemisError, match="another themis sweep works in"), folder.held():
+        pass
+    with folder.held():
+        pass
+
+
+@pytest.mark.ray
+def test_a_sweep_that_finds_no_room_leaves_no_folder(tmp_path: Path, ray_cluster: None) -> None:
+    path, out = write_sweep(tmp_path), tmp_path / "out"
+    nowhere = "resources.main_process_custom_resources={nowhere: 1}"
+    result = CliRunner().invoke(main, ["sweep", str(path), nowhere, "--out", str(out)])
+    assert result.exit_code == 2, result.output
+    assert "reserves 1 nowhere, but there is 0" in result.output
+    assert not out.exists()
 
 
 def test_a_folder_that_holds_something_is_not_written_over(tmp_path: Path) -> None:
@@ -266,4 +352,134 @@ def test_optuna_is_planned_with_examples(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert result.output.startswith("Optuna chooses")
     with pytest.raises(ConfigError):
-        load_sweep(path, ["variants={a: {seed: 1}}"])
+        load_sweep(path, ["variants={a: {feedback.budget: 1}}"])
+    few = {"feedback.sampler": ["uniform", "entropy"]}
+    path = write_sweep(tmp_path, search="optuna", num_samples=10, space=few)
+    result = CliRunner().invoke(main, ["sweep", str(path), "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "2 trials" in result.output, "lists are choices, and there are two to show"
+
+
+def test_a_plan_says_what_does_not_fit_and_leaves_out_what_is_over(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path, seeds=2)
+    wide = ["resources.num_env_runners=200", "resources.main_process_custom_resources={nowhere: 1}"]
+    result = CliRunner().invoke(main, ["sweep", str(path), *wide, "--dry-run"])
+    assert "2 of these trials do not fit this machine" in result.output
+    assert "1 nowhere" in result.output
+    folder = SweepFolder.create(tmp_path / "out", load_sweep(path))
+    folder.mark_stopped("pendulum/s0", "asha")
+    plan = ["sweep", "--resume", str(folder.path), "--dry-run"]
+    result = CliRunner().invoke(main, plan)
+    assert "1 trials (1 more are over)" in result.output
+    assert "pendulum/s0" not in result.output
+    folder.mark_stopped("pendulum/s1", "asha")
+    assert "All 2 trials" in CliRunner().invoke(main, plan).output
+
+
+# ---------------------------------------------------------------- schedulers
+
+
+def test_what_pbt_changes_stays_in_its_range() -> None:
+    mutations = {"a": {"uniform": [0.9, 0.999]}, "b": {"randint": [1, 4]}, "c": [10, 20], "d": {"choice": [1]}}
+    assert _clamp(mutations, {"a": 1.14, "b": 5, "c": 20, "d": 1, "trial": {}}) == {
+        **{"a": 0.999, "b": 3, "c": 20, "d": 1},
+        "trial": {},
+    }
+    assert _clamp(mutations, {"a": 0.1, "b": 0, "c": 10, "d": 1})["a"] == 0.9
+
+
+def test_asha_leaves_a_trial_alone_that_has_taken_all_its_steps(tmp_path: Path) -> None:
+    scheduler = {"kind": "asha", "grace_num_env_steps": 75, "reduction_factor": 2}  # rungs at 75, 150, 300, 600, 1200
+    asha = _scheduler(load_sweep(write_sweep(tmp_path, scheduler=scheduler)), 600)
+    asha.set_search_properties("true_return_mean", "max")
+    trials = [SimpleNamespace(trial_id=str(i), config={"trial": {"num_env_steps": 600}}) for i in range(4)]
+    actions = {}
+    for rank, trial in enumerate(trials):
+        asha.on_trial_add(None, trial)
+        for steps in (300, 600):
+            row = {"num_env_steps": steps, "true_return_mean": -float(rank)}
+            actions[rank, steps] = asha.on_trial_result(None, trial, row)
+    assert actions[3, 300] == "STOP"
+    assert {actions[rank, 600] for rank in range(4)} == {"CONTINUE"}
+
+
+# ---------------------------------------------------------------- Optuna
+
+
+def searcher(make, earlier=(), num_samples=6, space=None) -> OptunaSearcher:
+    space = space or {"x": {"uniform": [0.0, 1.0]}}
+    return OptunaSearcher(space, num_samples, 0, "true_return_mean", "max", list(earlier), make)
+
+
+def test_optuna_is_told_a_return_of_zero() -> None:
+    found = searcher(lambda name, values: {"values": values})
+    found.suggest("a")
+    found.on_trial_complete("a", {"true_return_mean": 0.0})
+    found.suggest("b")
+    found.on_trial_complete("b", {})
+    assert [(trial.state.name, trial.value) for trial in found._study.trials] == [("COMPLETE", 0.0), ("FAIL", None)]
+
+
+def test_optuna_says_something_new_when_it_goes_on() -> None:
+    def pick(name, values):
+        return values["x"]
+
+    first = [searcher(pick).suggest(str(i)) for i in range(1)]
+    again = searcher(pick, [Suggestion("one", {"x": first[0]}, 1.0)])
+    assert again.suggest("b") != first[0]
+
+
+def test_values_that_make_no_experiment_are_no_trial() -> None:
+    refused = []
+
+    def make(name, values):
+        if values["x"] < 0.7:
+            refused.append(values["x"])
+            raise ConfigError("too small")
+        return values["x"]
+
+    found = searcher(make)
+    assert all(found.suggest(str(i)) >= 0.7 for i in range(3))
+    assert refused
+
+    def make_nothing(name, values):
+        raise ConfigError("too small")
+
+    with pytest.raises(ConfigError, match="too small"):
+        searcher(make_nothing).suggest("a")
+
+
+# ---------------------------------------------------------------- taking over
+
+
+def test_a_takeover_that_is_interrupted_is_finished_later(tmp_path: Path) -> None:
+    source, path = tmp_path / "source", tmp_path / "own"
+    for folder, word in ((source, "theirs"), (path, "mine")):
+        (folder / "checkpoints" / word).mkdir(parents=True)
+        (folder / "preferences").mkdir()
+        (folder / "preferences" / word).write_text(word)
+    (path / "queries").mkdir()
+    (path / "queries" / "mine").write_text("mine")
+    (path / "metrics.jsonl").write_text('{"num_env_steps": 100}\n{"num_env_steps": 900}\n')
+    (source / "source.json").write_text(json.dumps({"path": "elsewhere", "num_env_steps": 500}))
+    (trial,) = expand(load_sweep(write_sweep(tmp_path)))
+    _prepare_takeover(path, source, trial.config)
+    assert (path / "checkpoints" / "mine").is_dir(), "nothing is lost before all is there"
+
+    # Killed in the middle: one part is in its place, the others are not.
+    shutil.rmtree(path / "preferences")
+    (path / ".takeover" / "preferences").rename(path / "preferences")
+    _finish_takeover(path)
+    assert [item.name for item in (path / "checkpoints").iterdir()] == ["theirs"]
+    assert [item.name for item in (path / "preferences").iterdir()] == ["theirs"]
+    assert not (path / "queries").exists()
+    assert [row["num_env_steps"] for row in RunFolder(path).read_metrics()] == [100]
+    assert not (path / ".takeover").exists()
+    assert json.loads((path / "takeovers.jsonl").read_text())["from"] == "elsewhere"
+
+    # Killed while it was copied: as if nothing had been.
+    _prepare_takeover(path, source, trial.config)
+    (path / ".takeover" / "source.json").unlink()
+    _finish_takeover(path)
+    assert not (path / ".takeover").exists()
+    assert len((path / "takeovers.jsonl").read_text().splitlines()) == 1

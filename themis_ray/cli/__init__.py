@@ -28,21 +28,15 @@ from themis_ray.cli.sweep import sweep
 from themis_ray.config import PRESET_DESCRIPTIONS, ExperimentConfig, dump_config, load_config, resolve
 from themis_ray.data import PreferenceDataset
 from themis_ray.data.exchange import ArraySpec, DatasetCounts, EnvLayout, export_dataset, import_dataset
-from themis_ray.envs import EnvConfig, EnvSpec, get_env_spec
+from themis_ray.envs import EnvConfig, get_env_spec
 from themis_ray.errors import ConfigError, ThemisError, lookup
-from themis_ray.experiment import run_experiment, run_pretraining
+from themis_ray.experiment import resolve_new, run_experiment, run_pretraining
 from themis_ray.explain import METHODS
 from themis_ray.explaining import INFLUENCE, INFLUENCE_SUMMARY
-from themis_ray.feedback import SAMPLERS, SCHEDULE_DESCRIPTIONS, TEACHER_DESCRIPTIONS, open_demonstrations
+from themis_ray.feedback import SAMPLERS, SCHEDULE_DESCRIPTIONS, TEACHER_DESCRIPTIONS
 from themis_ray.reward import REWARD_MODELS, REWARD_OPTIONS, RewardConfig
-from themis_ray.rllib import ALGORITHM_DESCRIPTIONS, open_preferences, open_reference
-from themis_ray.snapshots import (
-    adopt_settings,
-    check_snapshot,
-    make_pretraining_config,
-    open_snapshot,
-    prepare_snapshot_folder,
-)
+from themis_ray.rllib import ALGORITHM_DESCRIPTIONS, open_preferences
+from themis_ray.snapshots import make_pretraining_config, prepare_snapshot_folder
 from themis_ray.tracking import RunFolder
 
 __all__ = ["main", "train_run"]
@@ -138,7 +132,10 @@ def train(
             click.echo(dump_config(config), nl=False)
             return
     else:
-        config, spec = _resolve_new(_load(settings), snapshot)
+        config = _load(settings)
+        if snapshot is not None:
+            config = config.model_copy(update={"snapshot": str(snapshot)})
+        config, spec = resolve_new(config)
         if dry_run:
             click.echo(dump_config(config), nl=False)
             return
@@ -176,26 +173,6 @@ def pretrain(settings: tuple[str, ...], out: Path | None, debug: bool) -> None:
         for done in run_pretraining(config, path):
             progress.update(task, completed=done, status="exploring")
     click.echo(f"Snapshot: {path} ({done} env steps). Use it: themis train env.id={config.env.id} --from {path}")
-
-
-def _resolve_new(config: ExperimentConfig, snapshot_path: Path | None) -> tuple[ExperimentConfig, EnvSpec]:
-    """Resolve the settings of a new run, with the snapshot or the reference policy that it starts from checked."""
-    path = snapshot_path or (Path(config.snapshot) if config.snapshot is not None else None)
-    if path is None:
-        config, spec = resolve(config)
-    else:
-        snapshot = open_snapshot(path)
-        config, spec = resolve(adopt_settings(config, snapshot))
-        check_snapshot(config, spec, snapshot)
-    if config.algorithm.reference is not None:
-        open_reference(config, spec)
-    if config.feedback.dataset is not None:
-        open_preferences(config, spec)
-    feedback = config.feedback
-    if feedback.demonstrations is not None:
-        length = feedback.segment_length or 0
-        open_demonstrations(Path(feedback.demonstrations), feedback.num_demonstrations, spec, length)
-    return config, spec
 
 
 def _load(settings: tuple[str, ...]) -> ExperimentConfig:

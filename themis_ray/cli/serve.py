@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import logging
 import os
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 import click
 
 from themis_ray.errors import ConfigError
+from themis_ray.locks import held
 
 __all__ = ["serve"]
 
@@ -142,18 +142,13 @@ def serve(
 @contextlib.contextmanager
 def _only_service(data: Path) -> Iterator[None]:
     """Holds the data folder, so that no second service takes it."""
-    try:
-        data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = (data / "lock").open("w")
-    except OSError as error:
-        raise ConfigError(f"--data {data} cannot be written ({error}). Give another folder.") from error
-    with lock:
+    refusal = ConfigError(f"another themis serve uses {data}. End it, or give another folder with --data.")
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            data.mkdir(mode=0o700, parents=True, exist_ok=True)
+            stack.enter_context(held(data / "lock", refusal))
         except OSError as error:
-            raise ConfigError(
-                f"another themis serve uses {data}. End it, or give another folder with --data."
-            ) from error
+            raise ConfigError(f"--data {data} cannot be written ({error}). Give another folder.") from error
         yield
 
 

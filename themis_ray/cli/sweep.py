@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -74,13 +75,14 @@ def sweep(
         sweep_settings, default = _load(settings)
         path = out or _free_path(default)
         if storage is not None:
-            sweep_settings = sweep_settings.model_copy(update={"storage_path": storage})
+            sweep_settings = SweepSettings.model_validate({**sweep_settings.model_dump(), "storage_path": storage})
     if max_concurrent is not None:
         sweep_settings = sweep_settings.model_copy(update={"max_concurrent": max_concurrent})
     quieten()
     trials = expand(_one_by_one(sweep_settings))
     if dry_run:
-        print_plan(trials, sweep_settings, path)
+        waiting = [trial for trial in trials if resume is None or not folder.is_over(trial.name)]
+        print_plan(waiting, sweep_settings, path, num_over=len(trials) - len(waiting))
         return
     if resume is None:
         folder = SweepFolder.create(path, sweep_settings)
@@ -91,7 +93,12 @@ def sweep(
         def report(event: Progress) -> None:
             progress.update(task, completed=event.share, status=_status(event))
 
-        outcomes = run_sweep(sweep_settings, folder, trials, report)
+        try:
+            outcomes = run_sweep(sweep_settings, folder, trials, report)
+        except ConfigError:
+            if resume is None:
+                folder.discard()
+            raise
     print_outcomes(outcomes, path)
     unfinished = [outcome for outcome in outcomes if outcome.status in ("failed", "unfinished")]
     if unfinished:
@@ -131,8 +138,11 @@ def _status(event: Progress) -> str:
     return "  ".join(parts + ([] if math.isnan(event.metric) else [f"{event.metric:.1f}"]))
 
 
-def print_plan(trials: Sequence[Trial], settings: SweepSettings, path: Path) -> None:
-    """Print every trial with what it takes, and how long all of it is likely to."""
+def print_plan(trials: Sequence[Trial], settings: SweepSettings, path: Path, num_over: int = 0) -> None:
+    """Print every trial with what it takes, and how long all of it is likely to; `num_over` more need nothing."""
+    if not trials:
+        click.echo(f"All {num_over} trials in {path} are over. Nothing was started.")
+        return
     num_cpus = float(os.cpu_count() or 1)
     plan = estimate(trials, num_cpus, settings.max_concurrent, Path("runs") if Path("runs").is_dir() else None)
     if settings.search == "optuna":
@@ -149,8 +159,17 @@ def print_plan(trials: Sequence[Trial], settings: SweepSettings, path: Path) -> 
     if shared:
         num_sharing = sum(len(one.names) for one in shared)
         click.echo(f"Unsupervised exploration is done {len(shared)} times, for {num_sharing} trials.")
+    room = {"CPU": num_cpus, "GPU": float(torch.cuda.device_count())}
+    too_wide = [trial for trial in trials if any(n > room.get(kind, 0.0) for kind, n in trial.reserved.items())]
+    if too_wide and not os.environ.get("RAY_ADDRESS"):
+        needed = ", ".join(f"{num:g} {kind}" for kind, num in too_wide[0].reserved.items())
+        click.echo(
+            f"{len(too_wide)} of these trials do not fit this machine ({num_cpus:g} CPU, {room['GPU']:g} GPU): "
+            f"{too_wide[0].name} reserves {needed}. They need a cluster, which RAY_ADDRESS names."
+        )
+    over = f" ({num_over} more are over)" if num_over else ""
     click.echo(
-        f"{len(trials)} trials into {path}, {plan.num_at_once} at a time on {num_cpus:g} CPUs: about "
+        f"{len(trials)} trials{over} into {path}, {plan.num_at_once} at a time on {num_cpus:g} CPUs: about "
         f"{duration(plan.total_s)}. Nothing was started."
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from themis_ray.errors import RunFolderError
+from themis_ray.locks import held
 from themis_ray.storage import Storage, is_uri
 from themis_ray.sweeping.settings import SweepSettings, dump_sweep, load_sweep
 from themis_ray.tracking import RunFolder
@@ -21,7 +23,7 @@ from themis_ray.tracking import RunFolder
 __all__ = ["Outcome", "SweepFolder"]
 
 Status = Literal["finished", "stopped", "failed", "unfinished"]
-SETTINGS_FILE, SUGGESTIONS_FILE, SNAPSHOTS = "sweep.yaml", "suggestions.jsonl", ".snapshots"
+SETTINGS_FILE, SUGGESTIONS_FILE, SNAPSHOTS, LOCK_FILE = "sweep.yaml", "suggestions.jsonl", ".snapshots", ".lock"
 STOPPED_FILE, ERROR_FILE = "stopped.json", "error.txt"
 # Of what storage holds of a trial, what tables and reports are made of.
 SHOWN_FILES = frozenset(
@@ -110,6 +112,24 @@ class SweepFolder:
             ) from None
         return folder
 
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """Keep other processes of this machine from running the sweep, while the block runs.
+
+        Raises:
+            RunFolderError: One runs it now.
+        """
+        return held(
+            self.path / LOCK_FILE,
+            RunFolderError(f"another themis sweep works in {self.path}. Wait for it or end it, then --resume."),
+        )
+
+    def discard(self) -> None:
+        """Delete a sweep of which nothing has run; one that holds anything else stays."""
+        if {item.name for item in self.path.iterdir()} <= {SETTINGS_FILE, LOCK_FILE}:
+            if self.storage is not None:
+                self.storage.delete(SETTINGS_FILE)
+            shutil.rmtree(self.path)
+
     def _claim_storage(self, storage: Storage, settings: str) -> None:
         """Write the sweep's settings where nothing is yet, which also shows that the storage can be written."""
         try:
@@ -139,7 +159,12 @@ class SweepFolder:
         if is_uri(place):
             head, mark, options = str(place).partition("?")
             parent, _, name = head.rstrip("/").rpartition("/")
-            settings_text = Storage(str(place)).read(SETTINGS_FILE)
+            try:
+                settings_text = Storage(str(place)).read(SETTINGS_FILE)
+            except OSError as error:
+                raise RunFolderError(
+                    f"{place} cannot be read ({str(error).splitlines()[0]}). Give the URI of a sweep's folder."
+                ) from None
             if settings_text is None:
                 raise RunFolderError(f"{place} holds no sweep (no {SETTINGS_FILE}). Give the URI of a sweep.")
             path = path or Path("runs") / name

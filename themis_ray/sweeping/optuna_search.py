@@ -11,9 +11,12 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from themis_ray.errors import ConfigError
+from themis_ray.errors import ConfigError, ThemisError
 
 __all__ = ["OptunaSearcher", "Suggestion", "read_suggestions"]
+
+# How many values in a row may make no experiment before the space is to blame.
+MAX_REFUSED = 50
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class OptunaSearcher(Searcher):
         metric: A column of metrics.jsonl, of which the last line counts.
         mode: max or min.
         earlier: From `read_suggestions`.
-        make: From a suggestion's name, None for a new one, and its values to what Tune hands to the trial.
+        make: From a suggestion's name, None for a new one, and its values to what Tune hands to the trial; raises
+            ThemisError where they make no experiment.
 
     Raises:
         ConfigError: Optuna is not installed.
@@ -68,7 +72,9 @@ class OptunaSearcher(Searcher):
         self._optuna = optuna
         self._space = {key: _distribution(optuna, choices) for key, choices in space.items()}
         self._study = optuna.create_study(
-            direction="maximize" if mode == "max" else "minimize", sampler=optuna.samplers.TPESampler(seed=seed)
+            direction="maximize" if mode == "max" else "minimize",
+            # A sampler that began anew with the same seed would say again what it said first.
+            sampler=optuna.samplers.TPESampler(seed=seed + len(earlier)),
         )
         self._make = make
         self._asked: dict[str, Any] = {}
@@ -83,7 +89,13 @@ class OptunaSearcher(Searcher):
                 )
 
     def suggest(self, trial_id: str) -> Any:
-        """Return what the next trial gets: first those that were not through, then new ones."""
+        """Return what the next trial gets: first those that were not through, then new ones.
+
+        Values that make no experiment, such as segments longer than an episode, are told to Optuna as failed.
+
+        Raises:
+            ThemisError: Many suggestions in a row made none.
+        """
         if self._unfinished:
             suggestion = self._unfinished.pop(0)
             self._study.enqueue_trial(dict(suggestion.values))
@@ -92,15 +104,26 @@ class OptunaSearcher(Searcher):
         if self._num_left <= 0:
             return Searcher.FINISHED
         self._num_left -= 1
-        trial = self._asked[trial_id] = self._study.ask(self._space)
-        return self._make(None, dict(trial.params))
+        for num_refused in range(1, MAX_REFUSED + 1):
+            trial = self._study.ask(self._space)
+            try:
+                packed = self._make(None, dict(trial.params))
+            except ThemisError:
+                self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
+                if num_refused == MAX_REFUSED:
+                    raise
+            else:
+                self._asked[trial_id] = trial
+                return packed
+        return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna what the trial reached, or that it failed."""
         trial = self._asked.pop(trial_id, None)
-        value = math.nan if result is None else float(result.get(self.metric) or math.nan)
         if trial is None:
             return
+        told = None if result is None else result.get(self.metric)
+        value = math.nan if told is None else float(told)
         if error or not math.isfinite(value):
             self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
         else:

@@ -23,9 +23,10 @@ from themis_ray.tracking import FOLDERS, RunFolder
 
 __all__ = ["pretrain_trial", "train_trial"]
 
-SOURCE_FILE = "source.json"
+SOURCE_FILE, TAKEOVER = "source.json", ".takeover"
 # Of FOLDERS, what belongs to the learner's past rather than to the trial that shows it.
 COPIED = tuple(name for name in FOLDERS if name not in ("checkpoints", "clips", "tensorboard", "wandb"))
+TAKEN_OVER = (*COPIED, "checkpoints")
 
 
 def train_trial(config: dict[str, Any]) -> None:
@@ -154,19 +155,52 @@ def _take_over(path: Path, experiment: ExperimentConfig) -> bool:
     A checkpoint of the trial's own stands for a restart: its folder holds at least as much.
     """
     checkpoint = tune.get_checkpoint()
+    _finish_takeover(path)
     if checkpoint is None:
         return False
     with checkpoint.as_directory() as name:
         source = json.loads((Path(name) / SOURCE_FILE).read_text())
         if source["path"] == str(path):
             return False
-        for part in (*COPIED, "checkpoints"):
-            shutil.rmtree(path / part, ignore_errors=True)
-            if (Path(name) / part).is_dir():
-                shutil.copytree(Path(name) / part, path / part)
-    RunFolder(path).rewind_metrics(source["num_env_steps"])
-    (path / "config.yaml").write_text(dump_config(resolve(experiment)[0]))
-    with (path / "takeovers.jsonl").open("a") as file:
-        settings = experiment.model_dump(mode="json", include={"algorithm", "feedback", "reward"})
-        file.write(json.dumps({"from": source["path"], "num_env_steps": source["num_env_steps"], **settings}) + "\n")
+        _prepare_takeover(path, Path(name), experiment)
+    _finish_takeover(path)
     return True
+
+
+def _prepare_takeover(path: Path, source: Path, experiment: ExperimentConfig) -> None:
+    """Copy another trial's state beside this one's own, which it does not touch yet."""
+    new = path / TAKEOVER
+    shutil.rmtree(new, ignore_errors=True)
+    for part in TAKEN_OVER:
+        if (source / part).is_dir():
+            shutil.copytree(source / part, new / part)
+        else:
+            (new / part).mkdir(parents=True)
+    (new / "config.yaml").write_text(dump_config(resolve(experiment)[0]))
+    about = json.loads((source / SOURCE_FILE).read_text())
+    settings = experiment.model_dump(mode="json", include={"algorithm", "feedback", "reward"})
+    row = {"from": about["path"], "num_env_steps": about["num_env_steps"], **settings}
+    temporary = new / f"{SOURCE_FILE}.tmp"
+    temporary.write_text(json.dumps(row))
+    temporary.rename(new / SOURCE_FILE)
+
+
+def _finish_takeover(path: Path) -> None:
+    """Put a state that was copied as a whole in the place of the trial's own; however often it is interrupted."""
+    new = path / TAKEOVER
+    if not (new / SOURCE_FILE).is_file():
+        shutil.rmtree(new, ignore_errors=True)
+        return
+    row = json.loads((new / SOURCE_FILE).read_text())
+    for part in TAKEN_OVER:
+        if (new / part).is_dir():  # else an earlier try put it in its place
+            shutil.rmtree(path / part, ignore_errors=True)
+            (new / part).rename(path / part)
+            if not any((path / part).iterdir()):
+                (path / part).rmdir()
+    RunFolder(path).rewind_metrics(row["num_env_steps"])
+    shutil.copyfile(new / "config.yaml", path / "config.yaml")
+    with (path / "takeovers.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    (new / SOURCE_FILE).unlink()
+    shutil.rmtree(new)

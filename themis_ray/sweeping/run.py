@@ -8,12 +8,13 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ray
 from ray import tune
 from ray.tune.execution.placement_groups import PlacementGroupFactory
-from ray.tune.schedulers import AsyncHyperBandScheduler, PopulationBasedTraining
+from ray.tune.schedulers import AsyncHyperBandScheduler, PopulationBasedTraining, TrialScheduler
 
 from themis_ray.config import flatten, load_config
 from themis_ray.errors import CheckpointError, ConfigError
@@ -128,6 +129,7 @@ def run_sweep(
 
     Raises:
         ConfigError: A trial asks for more than the machine has.
+        RunFolderError: Another process runs this sweep.
         CheckpointError: A shared snapshot is damaged, or could not be made.
     """
     quieten()
@@ -135,9 +137,10 @@ def run_sweep(
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(MAX_PENDING_TRIALS))
+    # Optuna is asked for the next trial when there is room for it, by then knowing what the ones before reached.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1" if settings.search == "optuna" else str(MAX_PENDING_TRIALS)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    with ray_session():
+    with folder.held(), ray_session():
         _check_room(trials)
         folder.clear_tune()
         if settings.search == "optuna":
@@ -167,10 +170,10 @@ def _check_room(trials: Sequence[Trial]) -> None:
         return
     room = ray.cluster_resources()
     for trial in trials:
-        for kind, needed in (("CPU", trial.num_cpus), ("GPU", trial.num_gpus)):
+        for kind, needed in trial.reserved.items():
             if needed > room.get(kind, 0.0):
                 raise ConfigError(
-                    f"trial {trial.name} reserves {needed:g} {kind}s, but there are {room.get(kind, 0.0):g}. Lower the "
+                    f"trial {trial.name} reserves {needed:g} {kind}, but there is {room.get(kind, 0.0):g}. Lower the "
                     "settings of resources, or name a larger cluster in RAY_ADDRESS."
                 )
 
@@ -260,10 +263,20 @@ def _interval(given: int | None, num_env_steps: int) -> int:
     return given or max(1, num_env_steps // SHARE_OF_RUN)
 
 
+class _Asha(AsyncHyperBandScheduler):
+    """Leaves a trial alone that has taken all its env steps: what is left is its final evaluation."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Return whether the trial goes on."""
+        action: str = super().on_trial_result(tune_controller, trial, result)
+        is_through = result.get("num_env_steps", 0) >= trial.config["trial"]["num_env_steps"]
+        return TrialScheduler.CONTINUE if is_through else action
+
+
 def _scheduler(settings: SweepSettings, num_env_steps: int) -> Any:
     scheduler = settings.scheduler
     if scheduler.kind == "asha":
-        return AsyncHyperBandScheduler(
+        return _Asha(
             time_attr="num_env_steps",
             # No trial gets there, so that all end by themselves.
             max_t=2 * num_env_steps,
@@ -277,9 +290,21 @@ def _scheduler(settings: SweepSettings, num_env_steps: int) -> Any:
             quantile_fraction=scheduler.quantile,
             resample_probability=scheduler.resample_probability,
             hyperparam_mutations={key: _mutation(choices) for key, choices in scheduler.mutations.items()},
+            custom_explore_fn=partial(_clamp, scheduler.mutations),
             log_config=False,
         )
     return None
+
+
+def _clamp(mutations: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Return a changed configuration with every number inside its distribution: 1.2 times a number may lie outside."""
+    clamped = dict(config)
+    for key, choices in mutations.items():
+        kind, values = next(iter(choices.items())) if isinstance(choices, Mapping) else ("choice", choices)
+        if kind != "choice":
+            low, high = values
+            clamped[key] = min(max(clamped[key], low), high - 1 if kind == "randint" else high)
+    return clamped
 
 
 def _start_of(key: str) -> Callable[[Mapping[str, Any]], Any]:
@@ -347,12 +372,11 @@ def _run_optuna(settings: SweepSettings, folder: SweepFolder, report: Callable[[
     names = [suggestion.name for suggestion in earlier]
 
     def make(name: str | None, values: Mapping[str, Any]) -> dict[str, Any]:
-        if name is None:
-            name = _free_name(settings, values, names)
-            names.append(name)
-            folder.add_suggestion(name, values)
-        trial = make_trial(settings, name, values, settings.seeds[0])
+        trial = make_trial(settings, name or _free_name(settings, values, names), values, settings.seeds[0])
         _check_room([trial])
+        if name is None:
+            names.append(trial.name)
+            folder.add_suggestion(trial.name, values)
         return {"trial": _pack(trial, settings, folder)}
 
     searcher = OptunaSearcher(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from themis_ray.config import apply_override, read_yaml
+from themis_ray.config import apply_override, flatten, nest, read_yaml
 from themis_ray.errors import ConfigError, lookup
+from themis_ray.storage import SCHEMES, is_uri
 from themis_ray.tracking import METRICS
 
 __all__ = ["SchedulerSettings", "SweepSettings", "dump_sweep", "is_distribution", "load_sweep"]
@@ -69,7 +72,7 @@ class SweepSettings(BaseModel):
         description="grid: all combinations of the lists; random: distributions are drawn num_samples times, lists are "
         "crossed; optuna: each trial is chosen by what the ones before reached.",
     )
-    num_samples: int = Field(10, ge=1, description="random, optuna: how many settings are drawn.")
+    num_samples: int = Field(10, ge=1, description="random, optuna: how many settings are drawn; random: no two alike.")
     search_seed: int = Field(0, ge=0, description="random, optuna, pbt: what is drawn depends on it and nothing else.")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="Seeds of each setting; or a number, 3 for 0, 1, 2.")
     true_reward: bool = Field(
@@ -105,6 +108,7 @@ class SweepSettings(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        self._check_keys()
         lookup("metric", self.metric, METRICS)
         for name in self.stop:
             lookup("metric", name, METRICS)
@@ -115,7 +119,24 @@ class SweepSettings(BaseModel):
         self._check_scheduler()
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds={list(self.seeds)} names a seed twice. Give each once.")
+        if self.storage_path is not None and not is_uri(self.storage_path):
+            raise ConfigError(f"storage_path={self.storage_path} is not allowed (no scheme). Give {SCHEMES}.")
         return self
+
+    def varied(self) -> Iterator[tuple[str, str]]:
+        """Yield each dotted key that trials have for themselves, with the setting of the sweep that says so."""
+        yield from (("variants", key) for given in self.variants.values() for key in flatten(given))
+        yield from (("space", key) for key in self.space)
+        yield from (("scheduler.mutations", key) for key in self.scheduler.mutations)
+
+    def _check_keys(self) -> None:
+        """Refuse what one part of the sweep says and another takes back."""
+        if "seed" in {*self.base, *(key for _, key in self.varied())}:
+            raise ConfigError("seed was given, but a sweep gives its trials their seeds. Write seeds=[0, 1, 2].")
+        for key in self.space:
+            for place, other in self.varied():
+                if place != "space" and _is_about(key, other):
+                    raise ConfigError(f"{key} is in space and in {place}. Leave it out of one of them.")
 
     def _check_search(self) -> None:
         drawn = [key for key, choices in self.space.items() if is_distribution(choices)]
@@ -153,14 +174,28 @@ class SweepSettings(BaseModel):
         if scheduler.kind == "pbt" and self.true_reward:
             raise ConfigError("scheduler.kind=pbt goes with one kind of trials. Leave true_reward out.")
         for key in scheduler.mutations:
-            if key.startswith(FIXED) or key.rpartition(".")[2] in FIXED_WORDS:
+            if _is_fixed(key):
                 raise ConfigError(
                     f"scheduler.mutations.{key} was given, but it cannot change while a run goes on. Settings of the "
                     "fit and step sizes can, for example reward.learning_rate."
                 )
-        both = sorted(set(scheduler.mutations) & set(self.space))
-        if both:
-            raise ConfigError(f"{both[0]} is in space and in scheduler.mutations. Leave it out of one of them.")
+        if scheduler.kind == "pbt":
+            for place, key in self.varied():
+                if _is_fixed(key):
+                    raise ConfigError(
+                        f"{place} varies {key}, but scheduler.kind=pbt lets one trial go on from another, which has to "
+                        "have the same. Run a sweep for each, or use scheduler.kind=asha."
+                    )
+
+
+def _is_fixed(key: str) -> bool:
+    """Tell whether a setting is built once, or decides what a run is."""
+    return key.startswith(FIXED) or key.rpartition(".")[2] in FIXED_WORDS
+
+
+def _is_about(key: str, other: str) -> bool:
+    """Tell whether two dotted keys name the same setting, or one a group that holds the other."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def is_distribution(choices: Any) -> bool:
@@ -171,6 +206,10 @@ def is_distribution(choices: Any) -> bool:
 def _check_choices(place: str, key: str, choices: Any) -> None:
     """Refuse what is neither a list nor one known distribution with sensible ends."""
     allowed = "a list, " + ", ".join(f"{{{name}: [...]}}" for name in DISTRIBUTIONS)
+    try:
+        json.dumps(choices)
+    except TypeError:
+        raise ConfigError(f"{place}.{key}={choices!r} is not allowed. Give numbers, words, lists of them.") from None
     if isinstance(choices, list):
         if not choices:
             raise ConfigError(f"{place}.{key} is an empty list. Give at least one value.")
@@ -184,10 +223,13 @@ def _check_choices(place: str, key: str, choices: Any) -> None:
         raise ConfigError(f"{place}.{key}={dict(choices)!r} is not allowed. Give {allowed}.")
     if name == "choice":
         return
-    is_number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    kinds = int if name == "randint" else int | float
+    is_number = all(
+        isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value) for value in values
+    )
     if not is_number or len(values) != 2 or values[0] >= values[1] or (name == "loguniform" and values[0] <= 0):
-        least = " above 0" if name == "loguniform" else ""
-        raise ConfigError(f"{place}.{key}: {name} takes [low, high] with low below high{least}, not {values}.")
+        what = {"randint": "[low, high], whole numbers", "loguniform": "[low, high] above 0"}.get(name, "[low, high]")
+        raise ConfigError(f"{place}.{key}: {name} takes {what} with low below high, not {values}.")
 
 
 # ---------------------------------------------------------------- files
@@ -210,16 +252,24 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSettings:
         raise ConfigError(
             f"base={base!r} is not allowed. Give settings of an experiment, or the name of a file of them."
         )
-    values["base"] = base
-    for override in overrides:
-        _override(values, override)
+    values["base"] = nest(base)
+    of_base = [override for override in overrides if not _override(values, override)]
     try:
-        return SweepSettings.model_validate(values)
+        settings = SweepSettings.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{path}: {_explain(error)}") from None
+    for override in of_base:
+        key = override.partition("=")[0]
+        for place, varied in settings.varied():
+            if _is_about(key, varied):
+                mend = f"Give space.{varied}=[...]" if place == "space" else f"Edit {place} in the file"
+                raise ConfigError(f"{override!r}: {varied} varies in this sweep ({place}). {mend}.")
+        apply_override(values["base"], override)
+    return SweepSettings.model_validate(values) if of_base else settings
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def _override(values: dict[str, Any], override: str) -> bool:
+    """Apply an override that is about the sweep itself; tell whether it is."""
     key = override.partition("=")[0]
     group, _, rest = key.partition(".")
     if group == "space" and rest:
@@ -231,13 +281,8 @@ def _override(values: dict[str, Any], override: str) -> None:
     elif group in SweepSettings.model_fields:
         apply_override(values, override)
     else:
-        varied = [
-            *(values.get("space") or {}),
-            *(k for variant in (values.get("variants") or {}).values() for k in variant),
-        ]
-        if key in varied:
-            raise ConfigError(f"{override!r}: {key} varies in this sweep. Give space.{key}=[...] or edit its variants.")
-        apply_override(values["base"], override)
+        return False
+    return True
 
 
 def dump_sweep(settings: SweepSettings) -> str:

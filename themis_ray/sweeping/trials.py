@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from themis_ray.config import ExperimentConfig, TrackingSettings, flatten, load_config, resolve
+from themis_ray.config import ExperimentConfig, TrackingSettings, flatten, load_config
 from themis_ray.envs import list_envs
 from themis_ray.errors import ConfigError, ThemisError
+from themis_ray.experiment import resolve_new
 from themis_ray.randomness import RandomStreams
 from themis_ray.rllib import build_algorithm_config
 from themis_ray.sweeping.settings import FAMILY, SweepSettings, is_distribution
@@ -27,6 +28,8 @@ ENV_ID = "env.id"
 TRUE_REWARD = "true-reward"
 LABELS_ONLY = ("teacher.", "feedback.", "reward.", "preset")
 NUM_DIGITS = 3
+# Draws for each setting that is wanted, until no more are likely to be new.
+MAX_DRAWS = 100
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,20 @@ class Trial:
     mutable: Mapping[str, Any]
 
     @property
+    def reserved(self) -> Mapping[str, float]:
+        """What it reserves of each kind of resource, CPU and GPU among them."""
+        kinds = {kind for bundle in self.bundles for kind in bundle}
+        return {kind: sum(bundle.get(kind, 0.0) for bundle in self.bundles) for kind in sorted(kinds)}
+
+    @property
     def num_cpus(self) -> float:
         """CPUs that it reserves."""
-        return sum(bundle.get("CPU", 0.0) for bundle in self.bundles)
+        return self.reserved.get("CPU", 0.0)
 
     @property
     def num_gpus(self) -> float:
         """GPUs that it reserves."""
-        return sum(bundle.get("GPU", 0.0) for bundle in self.bundles)
+        return self.reserved.get("GPU", 0.0)
 
 
 def expand(settings: SweepSettings) -> list[Trial]:
@@ -62,7 +71,8 @@ def expand(settings: SweepSettings) -> list[Trial]:
     Optuna chooses its settings one after the other; for it, `make_trial` makes each.
 
     Raises:
-        ThemisError: An experiment is not allowed; the message names it. Or two trials would have one name.
+        ThemisError: An experiment is not allowed; the message names it. Or two trials would have one name, or the
+            scheduler would compare what cannot be compared.
     """
     points = list(_points(settings))
     variants = {name: flatten(given) for name, given in (settings.variants or {"": {}}).items()}
@@ -76,7 +86,27 @@ def expand(settings: SweepSettings) -> list[Trial]:
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
         raise ConfigError(f"two trials would be called {twice[0]}. Take values that occur twice out of space.")
+    _check_comparable(settings, trials)
     return trials
+
+
+def _check_comparable(settings: SweepSettings, trials: Sequence[Trial]) -> None:
+    """Refuse a scheduler that would compare returns of different tasks, or none at all."""
+    scheduler = settings.scheduler
+    if scheduler.kind == "none":
+        return
+    env_ids = sorted({trial.config.env.id for trial in trials})
+    if len(env_ids) > 1:
+        raise ConfigError(
+            f"scheduler.kind={scheduler.kind} compares returns, but those of {env_ids[0]} and {env_ids[1]} have no "
+            "common scale. Run a sweep for each environment."
+        )
+    longest = max(trial.config.num_env_steps for trial in trials)
+    if scheduler.kind == "asha" and (scheduler.grace_num_env_steps or 0) >= longest:
+        raise ConfigError(
+            f"scheduler.grace_num_env_steps={scheduler.grace_num_env_steps} was given, but no trial takes more than "
+            f"{longest} env steps, so that none would ever be ended. Give fewer."
+        )
 
 
 def _paid_true_reward(
@@ -117,7 +147,7 @@ def make_trial(settings: SweepSettings, name: str, given: Mapping[str, Any], see
     mutable = {key: draw(choices, rng) for key, choices in settings.scheduler.mutations.items()}
     values = {**settings.base, **given, **mutable, "seed": seed}
     try:
-        config, _ = resolve(load_config(None, [f"{key}={json.dumps(value)}" for key, value in values.items()]))
+        config, _ = resolve_new(load_config(None, [f"{key}={json.dumps(value)}" for key, value in values.items()]))
         if config.tracking.trackers:
             check_tracking(config.tracking)
             config = config.model_copy(update={"tracking": _named(config.tracking, name)})
@@ -147,12 +177,23 @@ def _points(settings: SweepSettings) -> Iterator[dict[str, Any]]:
     crossed = {key: _listed(choices) for key, choices in settings.space.items() if not is_distribution(choices)}
     drawn = {key: choices for key, choices in settings.space.items() if is_distribution(choices)}
     rng = RandomStreams(settings.search_seed)["search"]
-    draws = [{key: draw(choices, rng) for key, choices in drawn.items()} for _ in range(settings.num_samples)]
+    draws = _draw_distinct(drawn, settings.num_samples, rng)
     for values in itertools.product(*crossed.values()):
         point = dict(zip(crossed, values, strict=True))
-        for sample in draws if drawn else [{}]:
+        for sample in draws or [{}]:
             both = {**point, **sample}
             yield {key: both[key] for key in settings.space}
+
+
+def _draw_distinct(drawn: Mapping[str, Any], num_samples: int, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Return so many draws of all distributions, no two alike; fewer where there are no more."""
+    samples: dict[str, dict[str, Any]] = {}
+    for _ in range(MAX_DRAWS * num_samples):
+        if not drawn or len(samples) == num_samples:
+            break
+        sample = {key: draw(choices, rng) for key, choices in drawn.items()}
+        samples.setdefault(json.dumps(sample), sample)
+    return list(samples.values())
 
 
 def _listed(choices: Any) -> Sequence[Any]:
@@ -180,7 +221,7 @@ def _name(settings: SweepSettings, variant: str, point: Mapping[str, Any], seed:
     parts = [slug(variant)] if variant else []
     env_id = point.get(ENV_ID, None if variant else _base_env_id(settings))
     if env_id is not None:
-        short = name_of_env(env_id)
+        short = name_of_env(str(env_id))
         is_ambiguous = sum(name_of_env(other) == short for other in _env_ids(settings)) > 1
         parts.append(slug(env_id) if is_ambiguous else short)
     return "/".join([*parts, *([word] if word else []), *name_point(point), f"s{seed}"])
