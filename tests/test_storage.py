@@ -104,6 +104,63 @@ def test_the_same_machine_keeps_what_it_had_not_sent_yet(storage: Storage, tmp_p
     assert contents(other.folder) == newer
 
 
+def test_what_could_not_be_read_as_a_whole_replaces_nothing(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Mirror(tmp_path / "first", storage)
+    first.claim()
+    write(first.folder, RUN)
+    first.push()
+    download = Storage.download
+
+    def fail_at_answers(self: Storage, name: str, target: Path) -> None:
+        if name.startswith("preferences"):
+            raise OSError("connection lost")
+        download(self, name, target)
+
+    second = Mirror(tmp_path / "second", storage)
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "download", fail_at_answers)
+        with pytest.raises(RunFolderError, match="connection lost"):
+            second.claim()
+    # As Tune's next try on the same machine does.
+    again = Mirror(second.folder, storage)
+    again.claim()
+    assert contents(again.folder) == RUN
+    again.push()
+    assert {*RUN} <= {*storage.files()}
+
+
+def test_a_file_that_cannot_be_read_leaves_the_old_one(storage: Storage, tmp_path: Path) -> None:
+    storage.write("a", b"old, whole")
+    with pytest.raises(FileNotFoundError):
+        storage.upload(tmp_path / "nothing", "a")
+
+    def fill(file: object) -> None:
+        raise OSError("disk full")
+
+    if storage.uri.startswith("file:"):
+        with pytest.raises(OSError, match="disk full"):
+            storage._write("a", fill)
+        assert [path.name for path in (tmp_path / "storage").iterdir()] == ["a"], "no litter"
+    (tmp_path / "storage").mkdir(exist_ok=True)
+    storage.write("b.12345678.tmp", b"half of a file that another process writes")
+    assert storage.files() == ["a"]
+    assert storage.read("a") == b"old, whole"
+
+
+def test_what_is_gone_already_is_deleted(storage: Storage, tmp_path: Path) -> None:
+    mirror = Mirror(tmp_path / "run", storage)
+    mirror.claim()
+    write(mirror.folder, RUN)
+    mirror.push()
+    (mirror.folder / "config.yaml").unlink()
+    storage.delete("config.yaml")
+    mirror.push()
+    mirror.push()
+    assert "config.yaml" not in storage.files()
+
+
 def test_what_is_dropped_here_is_dropped_there(storage: Storage, tmp_path: Path) -> None:
     mirror = Mirror(tmp_path / "run", storage)
     mirror.claim()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -20,6 +21,9 @@ logger = logging.getLogger("themis_ray")
 
 SCHEMES = "s3://BUCKET/PATH, gs://BUCKET/PATH, abfs://CONTAINER@ACCOUNT/PATH or file:///PATH"
 MARK_FILE = "mirror.id"
+TEMPORARY = ".tmp"
+# A file up to this size is read as a whole before anything in a storage is replaced by it.
+WHOLE_BYTES = 2**26
 # Whoever finds one of these files finds all that belongs to it: written last.
 LAST_FILES = ("themis.json", "snapshot.json", "summary.json", "stopped.json")
 
@@ -61,9 +65,10 @@ class Storage:
         return f"{self._root}/{name}"
 
     def files(self) -> list[str]:
-        """Return the path of every file below, with slashes; none where nothing is."""
+        """Return the path of every whole file below, with slashes; none where nothing is."""
         selector = fs.FileSelector(self._root, allow_not_found=True, recursive=True)
-        return [info.path[len(self._root) + 1 :] for info in self._fs.get_file_info(selector) if info.is_file]
+        paths = [info.path[len(self._root) + 1 :] for info in self._fs.get_file_info(selector) if info.is_file]
+        return [path for path in paths if not path.endswith(TEMPORARY)]
 
     def read(self, name: str) -> bytes | None:
         """Return a file; None where it is not."""
@@ -81,7 +86,14 @@ class Storage:
     def upload(self, source: Path, name: str) -> None:
         """Write a file of this machine's, which is there as a whole or not at all."""
         with source.open("rb") as content:
-            self._write(name, lambda file: shutil.copyfileobj(content, file, 2**20))
+            # An object store takes what was written when reading fails for the whole.
+            first = content.read(WHOLE_BYTES)
+
+            def fill(file: pa.NativeFile) -> None:
+                file.write(first)
+                shutil.copyfileobj(content, file, 2**20)
+
+            self._write(name, fill)
 
     def _write(self, name: str, fill: Callable[[pa.NativeFile], object]) -> None:
         path = self._path(name)
@@ -89,11 +101,17 @@ class Storage:
         is_disk = isinstance(self._fs, fs.LocalFileSystem)
         if is_disk:
             self._fs.create_dir(path.rpartition("/")[0], recursive=True)
-        temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp" if is_disk else path
-        with self._fs.open_output_stream(temporary) as file:
-            fill(file)
-        if is_disk:
-            self._fs.move(temporary, path)
+        temporary = f"{path}.{uuid.uuid4().hex[:8]}{TEMPORARY}" if is_disk else path
+        try:
+            with self._fs.open_output_stream(temporary) as file:
+                fill(file)
+            if is_disk:
+                self._fs.move(temporary, path)
+        except BaseException:
+            if is_disk:
+                with contextlib.suppress(OSError):
+                    self._fs.delete_file(temporary)
+            raise
 
     def download(self, name: str, target: Path) -> None:
         """Read a file into this machine's `target`, which is there as a whole or not at all."""
@@ -104,8 +122,9 @@ class Storage:
         temporary.replace(target)
 
     def delete(self, name: str) -> None:
-        """Delete a file."""
-        self._fs.delete_file(self._path(name))
+        """Delete a file, which may be gone already, as after a deletion whose answer was lost."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.delete_file(self._path(name))
 
     def clear(self) -> None:
         """Delete all that is below."""
@@ -155,7 +174,8 @@ class Mirror:
         there = self.storage.read(MARK_FILE)
         if there is not None and (not here.is_file() or here.read_bytes() != there):
             shutil.rmtree(self.folder, ignore_errors=True)
-            self.storage.pull(self.folder)
+            # Without the mark, which would vouch for a folder that is not whole if this is interrupted.
+            self.storage.pull(self.folder, lambda name: name != MARK_FILE)
             _drop_torn_checkpoints(self.folder)
         mark = uuid.uuid4().hex.encode()
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -32,10 +32,15 @@ RESOURCES = {
 ACTORS = {"learner": "WrappedExecutable", "reward": "RewardModelActor", "runner": "EnvRunner", "trial": "ImplicitFunc"}
 
 
-def write(folder: Path, **resources: Any) -> Path:
+PPO = {"name": "ppo", "hidden_sizes": [16], "batch_size": 200, "num_envs": 2}
+
+
+def write(folder: Path, algorithm: dict[str, Any] | None = None, **resources: Any) -> Path:
     """Write a sweep of one trial that is spread over the nodes above."""
     feedback = {"budget": 24, "session_size": 4, "segment_length": 10}
     base = {**BASE, "num_env_steps": 3000, "feedback": feedback, "resources": {**RESOURCES, **resources}}
+    if algorithm is not None:
+        base = {**base, "algorithm": algorithm, "exploration": {"num_env_steps": 100}}
     return write_sweep(folder, base=base)
 
 
@@ -64,8 +69,18 @@ def test_learners_land_on_gpu_nodes_and_env_runners_on_cpu_nodes(start_nodes: An
     assert seen == {"learner": {"gpu"}, "reward": {"reward"}, "runner": {"cpu"}, "trial": {"head"}}
 
 
-@pytest.mark.parametrize(("kind", "lost"), [("learner", LEARNER), ("reward", REWARD), ("runner", ENV_RUNNER)])
-def test_a_sweep_outlives_a_node(kind: str, lost: dict[str, Any], start_nodes: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "lost", "algorithm"),
+    [
+        ("learner", LEARNER, None),
+        ("reward", REWARD, None),
+        ("runner", ENV_RUNNER, None),
+        ("runner", ENV_RUNNER, PPO),  # which samples until a batch is full
+    ],
+)
+def test_a_sweep_outlives_a_node(
+    kind: str, lost: dict[str, Any], algorithm: dict[str, Any] | None, start_nodes: Any, tmp_path: Path
+) -> None:
     kinds = {"learner": LEARNER, "reward": REWARD, "runner": ENV_RUNNER}
     nodes = start_nodes(head=HEAD, **kinds)
     out = tmp_path / "sweep"
@@ -79,9 +94,11 @@ def test_a_sweep_outlives_a_node(kind: str, lost: dict[str, Any], start_nodes: A
             # As a cluster that is told to keep so many nodes does.
             nodes.add("another", **lost)
 
-    folder, (outcome,) = run(write(tmp_path), out, lose)
+    folder, (outcome,) = run(write(tmp_path, algorithm), out, lose)
     assert outcome.status == "finished", outcome
     assert outcome.num_env_steps >= 3000
+    if kind == "runner":
+        assert "Resumed" not in (folder.path / outcome.name / "run.log").read_text(), "the run itself went on"
     assert stored
     assert stored <= answers_of(folder.path / outcome.name)
     assert outcome.num_labels == 24

@@ -71,6 +71,14 @@ def test_every_machine_says_what_it_has(given: dict[str, Any]) -> None:
     }
 
 
+def test_google_clouds_gpu_machines_have_a_disk_that_they_accept() -> None:
+    """g2 machines refuse pd-standard, which is what a disk is by default; a disk's type belongs to a zone."""
+    given = yaml.safe_load((ROOT / "cluster-gcp.yaml").read_text())
+    (disk,) = given["available_node_types"]["gpu_worker"]["node_config"]["disks"]
+    zone = given["provider"]["availability_zone"]
+    assert disk["initializeParams"]["diskType"] == f"zones/{zone}/diskTypes/pd-balanced"
+
+
 def test_machines_have_the_cpus_that_are_told(name: str, given: dict[str, Any]) -> None:
     for kind in ("gpu_worker", "cpu_worker"):
         node_type = given["available_node_types"][kind]

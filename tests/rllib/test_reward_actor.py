@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
 from gymnasium.spaces import Box
+from ray.exceptions import ActorUnavailableError, RayActorError
 
 from themis_ray.data import LabelledPairs
 from themis_ray.reward import (
@@ -24,7 +26,7 @@ from themis_ray.reward import (
 )
 from themis_ray.rllib import RewardModel, RewardModelSpec
 from themis_ray.rllib.process import prepare_process
-from themis_ray.rllib.reward_actor import PREDICT_CHUNK_ROWS, RewardModelActor
+from themis_ray.rllib.reward_actor import PREDICT_CHUNK_ROWS, RESTART_TIMEOUT_S, RewardModelActor, _is_too_late
 
 pytestmark = pytest.mark.ray
 
@@ -250,3 +252,16 @@ def test_the_actor_is_named_and_gone_after_stop(model: RewardModel) -> None:
     model.stop()
     with pytest.raises(ValueError, match=model.name):
         ray.get_actor(model.name)
+
+
+def test_room_is_waited_for_longer_than_an_actor_that_does_not_come_back() -> None:
+    """A cluster that starts a machine first takes some ten minutes."""
+    began = time.monotonic() - RESTART_TIMEOUT_S - 1
+    assert _is_too_late(began, RayActorError())
+    assert not _is_too_late(began, ActorUnavailableError("restarting", None))
+    assert _is_too_late(began - 1800, ActorUnavailableError("restarting", None))
+
+
+def test_a_gpu_that_was_not_reserved_is_left_to_others(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert RewardModelActor(SPEC.pack())._device.type == "cpu"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ from themis_ray.rllib.settings import LoopSettings
 __all__ = ["NUM_REFERENCE_OBSERVATIONS", "PreferenceAlgorithm", "PreferenceConfig"]
 
 NUM_REFERENCE_OBSERVATIONS = 512
+# How long a run waits for env runners when all are lost: a cluster may have to start machines first.
+ENV_RUNNER_TIMEOUT_S = 1800.0
+ENV_RUNNER_WAIT_S = 0.5
 
 
 class PreferenceConfig:
@@ -183,8 +187,30 @@ class PreferenceAlgorithm(Algorithm):
         self.env_runner_group.foreach_env_runner(reset)
 
     def _sample_round(self) -> list[Any]:
-        """Step every environment for one fragment; return the episode pieces, which the pool has seen."""
+        """Step every environment for one fragment; return the episode pieces, which the pool has seen.
+
+        Raises:
+            RuntimeError: All env runners were lost, and none came back for half an hour.
+        """
         self.start_from_reference()
+        episodes = self._sample_pieces()
+        began = time.monotonic()
+        while not episodes:
+            # RLlib itself looks after lost env runners between training steps only.
+            if time.monotonic() > began + ENV_RUNNER_TIMEOUT_S:
+                raise RuntimeError(
+                    f"all {self.config.num_env_runners} env runners were lost, and none came back for "
+                    f"{ENV_RUNNER_TIMEOUT_S / 60:.0f} min"
+                )
+            self.restore_env_runners(self.env_runner_group)
+            time.sleep(ENV_RUNNER_WAIT_S)
+            episodes = self._sample_pieces()
+        for episode in episodes:
+            self.loop.pool.add(to_chunk(episode))
+        return episodes
+
+    def _sample_pieces(self) -> list[Any]:
+        """Step every environment of the env runners there are; nothing without any."""
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             episodes, results = synchronous_parallel_sample(
                 worker_set=self.env_runner_group,
@@ -194,10 +220,7 @@ class PreferenceAlgorithm(Algorithm):
                 _return_metrics=True,
             )
         self.metrics.aggregate(results, key=ENV_RUNNER_RESULTS)
-        episodes = [episode for episode in episodes if len(episode)]
-        for episode in episodes:
-            self.loop.pool.add(to_chunk(episode))
-        return episodes
+        return [episode for episode in episodes if len(episode)]
 
     def _timesteps(self) -> dict[str, Any]:
         return {NUM_ENV_STEPS_SAMPLED_LIFETIME: self.env_steps}

@@ -22,7 +22,7 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
-from ray.exceptions import RayActorError, TaskCancelledError
+from ray.exceptions import ActorUnavailableError, RayActorError, TaskCancelledError
 
 from themis_ray.data import EvaluatedSegments, LabelledPairs
 from themis_ray.envs import ObservationKind
@@ -44,6 +44,9 @@ T = TypeVar("T")
 Array = NDArray[Any]
 
 RESTART_TIMEOUT_S = 120.0
+# While Ray looks for room for it: a cluster may have to start a machine and install everything on it first.
+ROOM_TIMEOUT_S = 1800.0
+ROOM_NOTE_S = 10.0
 PREDICT_CHUNK_ROWS = 32_768
 PREDICT_CHUNK_BYTES = 2**25
 
@@ -78,7 +81,9 @@ class RewardModelActor:
         prepare_process()
         self._spec = spec
         self._num_fit_threads = num_fit_threads
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # Only a GPU of its own: Ray hides those of others no longer from actors that reserved none.
+        has_gpu = torch.cuda.is_available() and bool(ray.get_gpu_ids())
+        self._device = torch.device("cuda" if has_gpu else "cpu")
         self._ensemble, self._optimizer = self._build()
         self._version = -1
         self._waiting: list[tuple[Array, Array, asyncio.Future[NDArray[np.float32]]]] = []
@@ -307,17 +312,18 @@ class RewardModel:
 
     def _call(self, submit: Callable[[], Any]) -> Any:
         """Return the result of `submit()`; when the actor is gone or empty, bring it back and submit again."""
-        deadline = time.monotonic() + RESTART_TIMEOUT_S
+        began = time.monotonic()
         while True:
             try:
                 return ray.get(submit())
             except (RayActorError, TaskCancelledError, NotLoadedError) as error:
-                if time.monotonic() > deadline:
+                if _is_too_late(began, error):
                     raise
-                self._bring_back(deadline, error)
+                self._bring_back(began, error)
 
-    def _bring_back(self, deadline: float, cause: Exception) -> None:
+    def _bring_back(self, began: float, cause: Exception) -> None:
         """Wait until Ray has restarted the actor and load the kept state into it."""
+        has_told = False
         while True:
             try:
                 if ray.get(self._actor.status.remote())["version"] != self.version:
@@ -328,7 +334,19 @@ class RewardModel:
                         f"version {self.version}; nothing was lost."
                     )
                 return
-            except RayActorError:
-                if time.monotonic() > deadline:
+            except RayActorError as error:
+                if _is_too_late(began, error):
                     raise
+                if not has_told and time.monotonic() > began + ROOM_NOTE_S:
+                    has_told = True
+                    self._on_restart(
+                        f"The reward actor died ({type(cause).__name__}); waiting up to {ROOM_TIMEOUT_S / 60:.0f} min "
+                        "for room to start it again."
+                    )
                 time.sleep(0.1)
+
+
+def _is_too_late(began: float, error: Exception) -> bool:
+    """Tell whether to give up: later where Ray still means to start the actor than where it does not."""
+    timeout_s = ROOM_TIMEOUT_S if isinstance(error, ActorUnavailableError) else RESTART_TIMEOUT_S
+    return time.monotonic() > began + timeout_s

@@ -204,7 +204,9 @@ class ResourceSettings(BaseModel):
     num_gpus_per_learner: float = Field(0, ge=0, description="GPUs reserved for each learner.")
     reward_actor_num_cpus: float = Field(0.5, ge=0, description="CPUs reserved for the reward-model actor.")
     num_fit_threads: int = Field(2, ge=1, description="Threads that fit the ensemble while the learner waits.")
-    reward_actor_num_gpus: float = Field(0, ge=0, description="GPUs reserved for the reward-model actor.")
+    reward_actor_num_gpus: float = Field(
+        0, ge=0, description="GPUs reserved for the reward-model actor. 0: it computes on the CPU."
+    )
     main_process_custom_resources: CustomResources = Field(
         {}, description="Resource of your own -> amount, reserved for the process that steers the run."
     )
