@@ -12,7 +12,7 @@ from typing import Any
 
 import gymnasium as gym
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from themis_ray.envs import EnvSpec, get_env_spec
 from themis_ray.errors import ConfigError, lookup
@@ -39,6 +39,8 @@ MAX_SEED_STEPS = 1000
 MAX_EXPLORATION_STEPS = 9000
 MIN_PPO_ITERATIONS = 10
 IMAGE_PPO_LEARNING_RATE = 2.5e-4
+# An address with a user before its host, or with a password or token after ?.
+_WITH_PASSWORD = re.compile(r"(?<!/)//(?!/)[^/\s]*@|[?&][^=&]*(password|token)[^=&]*=", re.IGNORECASE)
 
 
 class _Loader(yaml.SafeLoader):
@@ -76,6 +78,17 @@ class TrackingSettings(BaseModel):
         None, description="MLflow's address. None: MLFLOW_TRACKING_URI, or a SQLite file in the run folder."
     )
     mlflow_experiment: str = Field("themis", description="MLflow experiment.")
+
+    @field_validator("mlflow_tracking_uri")
+    @classmethod
+    def _refuse_password(cls, uri: str | None) -> str | None:
+        # The address is not shown: it holds what is not to be seen.
+        if uri is not None and _WITH_PASSWORD.search(uri):
+            raise ConfigError(
+                "tracking.mlflow_tracking_uri holds a user name or a password, and settings are stored with every run. "
+                "Put the address into the environment variable MLFLOW_TRACKING_URI and leave this setting out."
+            )
+        return uri
 
     @property
     def trackers(self) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ from PIL import Image
 from themis_ray.cli import main
 from themis_ray.errors import ConfigError, RunFolderError
 from themis_ray.reporting import ALL_TASKS, Estimate, Report, find_runs, make_report
-from themis_ray.reporting.charts import LIGHT, _budget_lines, _draw_heatmaps, draw_report
+from themis_ray.reporting.canvas import LIGHT
+from themis_ray.reporting.charts import _budget_lines, _draw_heatmaps, draw_report
 from themis_ray.reporting.tables import escape_latex, latex_table, number, with_interval
 
 SMALL = {"envs": ("Pendulum-v1",), "teachers": ("oracle", "mistake"), "samplers": ("uniform",)}
@@ -60,7 +61,7 @@ def test_everything_is_written(done: tuple[str, Path]) -> None:
     _, out = done
     names = {path.name for path in out.iterdir()}
     assert names == {
-        *("report.html", "table.tex", "runs.csv", "groups.csv", "comparisons.csv", "curves.csv"),
+        *("report.html", "report.json", "table.tex", "runs.csv", "groups.csv", "comparisons.csv", "curves.csv"),
         *("scores.png", "heatmap.png", "profiles.png", "improvement.png"),
         *(f"{axis}-{name}.png" for axis in ("env_steps", "labels") for name in ("all", "pendulum-v1", "cartpole-v1")),
     }

@@ -9,8 +9,13 @@ import pytest
 from made_up_runs import RANDOM, TRUE, make_run
 
 from themis_ray.errors import RunFolderError
-from themis_ray.reporting import find_runs
+from themis_ray.reporting import find_runs, make_report
 from themis_ray.reporting.groups import Groups, group_runs
+from themis_ray.reporting.scales import is_scale
+from themis_ray.reporting.tables import latex_table
+
+HUMAN = ["teacher.kind=human", "teacher.study=walk", "teacher.url=http://localhost:8000"]
+DATASET = ["algorithm.name=cpl", "feedback.dataset=/data/answers"]
 
 
 def groups_of(path: Path) -> Groups:
@@ -81,6 +86,77 @@ def test_a_run_that_was_stopped_early_is_left_out(tmp_path: Path) -> None:
     runs, left_out = find_runs([path])
     assert not runs
     assert [run.reason for run in left_out] == ["stopped early: 2000 of 8000 env steps"]
+
+
+def test_a_trial_that_a_scheduler_stopped_says_so(tmp_path: Path) -> None:
+    settings = ["num_env_steps=8000"]
+    for name, text in (("asha", '{"by": "asha"}'), ("torn", '{"by'), ("odd", "[]")):
+        path = make_run(tmp_path / name, 0.5, [*settings, f"seed={len(name)}"], is_finished=False)
+        (path / "stopped.json").write_text(text)
+    over = make_run(tmp_path / "over", 0.5, [*settings, "seed=9"])
+    (over / "stopped.json").write_text('{"by": "asha"}')
+    runs, left_out = find_runs([tmp_path])
+    assert [run.path.name for run in runs] == ["over"]
+    assert {run.path.name: run.reason for run in left_out} == {
+        "asha": "stopped by asha: 1200 of 8000 env steps",
+        "torn": "stopped by a scheduler: 1200 of 8000 env steps",
+        "odd": "stopped by a scheduler: 1200 of 8000 env steps",
+    }
+    assert all(run.stopped is not None and run.stopped.seed for run in left_out)
+
+
+def test_a_broken_file_leaves_one_run_out(tmp_path: Path) -> None:
+    make_run(tmp_path / "good", 0.5, ["seed=0"])
+    folder = make_run(tmp_path / "folder", 0.5, ["seed=1"])
+    (folder / "metrics.jsonl").unlink()
+    (folder / "metrics.jsonl").mkdir()
+    for name, old, new in (
+        ("word", "seed: 2", "seed: abc"),
+        ("part", "seed: 2", "seed: 2.5"),
+        ("yes", "learn_reward: true", "learn_reward: maybe"),
+    ):
+        config = make_run(tmp_path / name, 0.5, ["seed=2"]) / "config.yaml"
+        assert old in config.read_text()
+        config.write_text(config.read_text().replace(old, new))
+    odd = make_run(tmp_path / "odd", 0.5, ["seed=3"])
+    summary = json.loads((odd / "summary.json").read_text()) | {"queries_asked": "many", "wall_s": None}
+    (odd / "summary.json").write_text(json.dumps(summary))
+    runs, left_out = find_runs([tmp_path])
+    assert {run.path.name: (run.queries_asked, run.wall_s) for run in runs} == {"good": (100, 12.5), "odd": (0, 0.0)}
+    assert {run.path.name: run.reason for run in left_out} == {
+        "folder": "metrics.jsonl is broken",
+        "word": "config.yaml has seed=abc, which is no whole number",
+        "part": "config.yaml has seed=2.5, which is no whole number",
+        "yes": "config.yaml has learn_reward=maybe, which is no true or false",
+    }
+
+
+def test_a_run_may_lie_in_a_folder_of_any_name(tmp_path: Path) -> None:
+    for seed, name in enumerate(("preferences", "clips", "segments", "checkpoints", "tensorboard")):
+        make_run(tmp_path / name / "a", 0.5, [f"seed={seed}"])
+    assert sorted(run.seed for run in find_runs([tmp_path])[0]) == [0, 1, 2, 3, 4]
+
+
+def test_what_trackers_keep_of_a_run_is_no_run(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", 0.5, ["seed=0"])
+    for folder in ("wandb", "mlflow", "mlartifacts", "mlruns", ".hidden"):
+        shutil.copytree(path, tmp_path / folder / "1" / "artifacts" / "run")
+    runs, left_out = find_runs([tmp_path])
+    assert [run.path for run in runs] == [path]
+    assert not left_out
+
+
+def test_a_run_that_was_read_from_elsewhere_is_called_so(tmp_path: Path) -> None:
+    make_run(tmp_path / "0" / "sweep" / "a", 0.5, ["seed=0"])
+    make_run(tmp_path / "0" / "sweep" / "b", 0.5, ["seed=1"], is_finished=False)
+    top = tmp_path / "0" / "sweep"
+    runs, left_out = find_runs([top, tmp_path / "0"], {top: "s3://bucket/sweep"})
+    assert [run.place for run in runs] == ["s3://bucket/sweep/a"]
+    assert [run.place for run in left_out] == ["s3://bucket/sweep/b"]
+    assert find_runs([top / "a"], {top / "a": "s3://bucket/sweep/a"})[0][0].place == "s3://bucket/sweep/a"
+    (tmp_path / "none").mkdir()
+    with pytest.raises(RunFolderError, match="s3://bucket/none holds no run"):
+        find_runs([tmp_path / "none"], {tmp_path / "none": "s3://bucket/none"})
 
 
 def test_an_unfinished_last_line_of_metrics_does_no_harm(tmp_path: Path) -> None:
@@ -190,6 +266,48 @@ def test_a_dataset_is_a_teacher_without_sampler(tmp_path: Path) -> None:
     assert (method.teacher, method.sampler) == ("answers of pendulum", "")
 
 
+@pytest.mark.parametrize(
+    ("datasets", "named"),
+    [
+        (("/data/oracle/answers", "/data/mistake/answers"), ("oracle/answers", "mistake/answers")),
+        (("/data/oracle/s{seed}", "/data/mistake/s{seed}"), ("oracle/s*", "mistake/s*")),
+        (("/a/x/answers", "/b/x/answers"), ("a/x/answers", "b/x/answers")),
+        (("/data/oracle", "/data/mistake"), ("oracle", "mistake")),
+        (("/data/oracle-s{seed}", "/data/mistake-s{seed}"), ("oracle-s*", "mistake-s*")),
+    ],
+)
+def test_datasets_are_told_apart_by_where_they_lie(
+    tmp_path: Path, datasets: tuple[str, str], named: tuple[str, str]
+) -> None:
+    for number, dataset in enumerate(datasets):
+        for seed in range(2):
+            settings = ["algorithm.name=cpl", f"feedback.dataset={dataset.format(seed=seed)}", f"seed={seed}"]
+            make_run(tmp_path / f"{number}-{seed}", 0.5, settings)
+    groups = groups_of(tmp_path)
+    assert not groups.left_out
+    assert {method.teacher for method in groups.methods} == {f"answers of {name}" for name in named}
+    assert [len(cell.runs) for cell in groups.cells.values()] == [2, 2]
+    assert not any(method.others for method in groups.methods)
+
+
+def test_a_dataset_for_each_seed_is_one_teacher(tmp_path: Path) -> None:
+    for seed in range(3):
+        dataset = f"feedback.dataset=/data/oracle/s{seed}"
+        make_run(tmp_path / f"{seed}", 0.5, ["algorithm.name=cpl", dataset, f"seed={seed}"])
+    (cell,) = groups_of(tmp_path).cells.values()
+    assert cell.method.name == "answers of oracle/s*"
+    assert len(cell.runs) == 3
+
+
+def test_settings_that_did_nothing_tell_nothing_apart(tmp_path: Path) -> None:
+    make_run(tmp_path / "a0", 0.5, ["learn_reward=false", "teacher.name=mistake", "seed=0"])
+    make_run(tmp_path / "a1", 0.5, ["learn_reward=false", "feedback.budget=7", "preset=robust", "seed=1"])
+    dataset = ["algorithm.name=cpl", "feedback.dataset=/data/answers"]
+    make_run(tmp_path / "b0", 0.5, [*dataset, "teacher.beta=1", "seed=0"])
+    make_run(tmp_path / "b1", 0.5, [*dataset, "feedback.sampler=entropy", "seed=1"])
+    assert names(groups_of(tmp_path)) == ["true reward", "answers of answers"]
+
+
 def test_a_seed_counts_once(tmp_path: Path) -> None:
     make_run(tmp_path / "a", 0.2, ["seed=0"])
     make_run(tmp_path / "a-2", 0.4, ["seed=0"])
@@ -252,6 +370,105 @@ def test_a_true_reward_that_teaches_nothing_is_no_scale(tmp_path: Path) -> None:
     groups = groups_of(tmp_path)
     assert all(cell.scores is None for cell in groups.cells.values())
     assert any("no better than random" in note for note in groups.notes)
+
+
+def make_learned_and_true(path: Path, learned: list[float], true: list[float]) -> Groups:
+    for name, scores, settings in (("a", learned, []), ("t", true, ["learn_reward=false"])):
+        for seed, score in enumerate(scores):
+            make_run(path / f"{name}{seed}", score, [*settings, f"seed={seed}"])
+    return groups_of(path)
+
+
+@pytest.mark.parametrize(
+    ("learned", "true", "has_scale"),
+    [
+        ([0.5, 0.5, 0.5], [1e-4, 1e-4, 1e-4], False),  # a hair above random actions, and others were far above
+        ([0.5], [0.04], False),
+        ([0.5], [0.06], True),
+        ([0.0, 0.1], [-0.3, 0.0, 0.4], False),  # by chance, for all that is known
+        ([0.0, 0.1], [0.1, 0.3, 0.5], True),
+        ([0.0, 0.1], [0.0, 1.0, 1.0, 1.0], True),  # some fail, as they do
+    ],
+)
+def test_a_true_reward_that_hardly_beats_random_actions_is_no_scale(
+    tmp_path: Path, learned: list[float], true: list[float], has_scale: bool
+) -> None:
+    groups = make_learned_and_true(tmp_path, learned, true)
+    assert {cell.scale is not None for cell in groups.cells.values()} == {has_scale}
+    assert any("no better than random" in note for note in groups.notes) != has_scale
+
+
+def test_the_spread_of_random_actions_counts_too() -> None:
+    # Two standard errors: the first of 2 / 2, the second as large for want of a spread of its own.
+    random = np.array([-3.0, -1.0, 1.0, 3.0])
+    error = np.sqrt(random.var(ddof=1) / 4 + random.var(ddof=1))
+    assert not is_scale(random, np.array([1.99 * error]), 0.0)
+    assert is_scale(random, np.array([2.01 * error]), 0.0)
+    assert is_scale(random, np.array([5.0, 6.0, 7.0]), 60.0)
+    assert not is_scale(random, np.array([5.0, 6.0, 7.0]), 61.0)
+
+
+def test_groups_without_a_scale_of_their_own_are_counted(tmp_path: Path) -> None:
+    for rate, true in ((0.001, 1.0), (0.01, 0.0)):
+        make_run(tmp_path / f"t{rate}", true, ["learn_reward=false", f"algorithm.learning_rate={rate}"])
+        make_run(tmp_path / f"a{rate}", 0.5, [f"algorithm.learning_rate={rate}"])
+    groups = groups_of(tmp_path)
+    assert [cell.scale is None for cell in groups.cells.values()].count(True) == 2
+    assert any("2 of its 4 groups count in no score" in note for note in groups.notes)
+
+
+# ---------------------------------------------------------------- runs that were stopped
+
+
+def stop(path: Path, *, has_summary: bool) -> Path:
+    """Make a finished run one that was stopped early, by `stop` of a sweep or by a scheduler."""
+    if has_summary:
+        summary = json.loads((path / "summary.json").read_text()) | {"num_env_steps": 2000}
+        (path / "summary.json").write_text(json.dumps(summary))
+    else:
+        (path / "summary.json").unlink()
+        (path / "stopped.json").write_text('{"by": "asha"}')
+    return path
+
+
+@pytest.mark.parametrize("has_summary", [True, False])
+def test_seeds_that_were_stopped_are_missed_where_they_would_stand(tmp_path: Path, has_summary: bool) -> None:
+    for seed in range(8):
+        for name, settings in (
+            ("oracle", []),
+            ("human", HUMAN),
+            ("dataset", DATASET),
+            ("true", ["learn_reward=false"]),
+        ):
+            path = make_run(tmp_path / f"{name}{seed}", 0.5, [*settings, f"seed={seed}", "num_env_steps=8000"])
+            if name != "oracle" and seed < 2:
+                stop(path, has_summary=has_summary)
+    # Of other settings, and a seed that has run to its end since.
+    stop(make_run(tmp_path / "other", 0.5, ["feedback.budget=7", "num_env_steps=8000"]), has_summary=has_summary)
+    stop(make_run(tmp_path / "again", 0.5, ["seed=0", "num_env_steps=8000"]), has_summary=has_summary)
+    report = make_report([tmp_path])
+    assert {cell.method.teacher: cell.num_stopped for cell in report.groups.cells.values()} == {
+        "true reward": 2,
+        "oracle": 0,
+        "human:walk": 2,
+        "answers of answers": 2,
+    }
+    assert not report.verdict.is_enough
+    assert report.verdict.text.startswith("Seeds are missing: 3 of 4 cells have runs that were stopped early")
+    assert "Too few" not in report.verdict.text
+    (note,) = [note for note in report.notes if "stopped early" in note]
+    assert note.startswith("8 runs were stopped early")
+    assert "2 of human:walk, disagreement on Pendulum-v1" in note
+    assert "Seeds that were stopped early are missing." in latex_table(report)
+
+
+def test_stopped_runs_of_other_settings_take_nothing_from_the_verdict(tmp_path: Path) -> None:
+    for seed in range(5):
+        make_run(tmp_path / f"{seed}", 0.5, [f"seed={seed}", "num_env_steps=8000"])
+    stop(make_run(tmp_path / "other", 0.5, ["feedback.budget=7", "num_env_steps=8000"]), has_summary=True)
+    report = make_report([tmp_path])
+    assert report.verdict.is_enough
+    assert any("no group misses a seed by that" in note for note in report.notes)
 
 
 def test_the_made_up_summary_has_the_keys_that_are_read(tmp_path: Path) -> None:

@@ -100,6 +100,53 @@ def test_a_password_stays_out_of_sight(store: tuple[MlflowClient, Any], tmp_path
     assert without_password("https://me:secret@host/mlflow") == "https://host/mlflow"
 
 
+@pytest.mark.parametrize("text", ["https://me:secret@host/mlflow", "no route to https://me:p@ss@host/mlflow here"])
+def test_a_password_may_hold_any_sign(text: str) -> None:
+    shown = without_password(text)
+    assert "https://host/mlflow" in shown
+    assert "ss" not in shown
+    assert without_password("https://host/a@b sqlite:///c@d") == "https://host/a@b sqlite:///c@d"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://me:s3cret@host/x",
+        "https://s3cret@host/x",
+        "postgresql://me:s3@cret@host/db",
+        "postgresql://host/db?user=me&password=s3cret",
+        "https://host/x?access_token=s3cret",
+    ],
+)
+def test_an_address_with_a_password_is_refused_as_a_setting(uri: str) -> None:
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI") as caught:
+        make_config(f"tracking.mlflow_tracking_uri={uri}")
+    assert "s3" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri", ["https://host:5000/x", "sqlite:///a@b/mlflow.db", "databricks://profile", "file:/mlruns"]
+)
+def test_any_other_address_is_a_setting(uri: str) -> None:
+    assert make_config(f"tracking.mlflow_tracking_uri={uri}").tracking.mlflow_tracking_uri == uri
+
+
+def test_a_run_that_was_deleted_there_begins_anew(tmp_path: Path) -> None:
+    about, uri = describe_run(tmp_path, make_config()), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = MlflowClient(uri)
+    for _ in range(2):
+        logger = MlflowLogger(tmp_path, about, uri, "tests")
+        assert logger.num_env_steps == -1
+        for step in STEPS:
+            logger.log(make_row(step))
+        logger.close({})
+        run = only_run(client)
+        assert run.data.metrics["num_env_steps"] == STEPS[-1]
+        assert run.data.params["env.id"] == "Pendulum-v1"
+        client.delete_run(run.info.run_id)
+
+
 def test_a_line_is_one_request(
     store: tuple[MlflowClient, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,9 +1,11 @@
 """`themis publish`: runs, sweeps and reports pushed after the fact, in the shape of live tracking."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
+import wandb
 from click.testing import CliRunner, Result
 from mlflow.tracking import MlflowClient
 from records import read_events, read_wandb
@@ -34,6 +36,9 @@ def make_sweep(path: Path, *, has_report: bool = True) -> Path:
         report.mkdir()
         for name, text in REPORT_FILES.items():
             (report / name).write_text(text)
+        listed = [*REPORT_FILES, "scores.png"]
+        (report / "report.json").write_text(json.dumps({"written_by": "themis report", "files": listed}))
+        (report / "stale.png").write_bytes(b"of an earlier report")
         (report / "scores.png").write_bytes((path / "pendulum/mistake/s0/plot.png").read_bytes())
     return path
 
@@ -178,6 +183,62 @@ def test_a_broken_run_does_not_keep_the_others_back(tmp_path: Path) -> None:
     pushed, left_out = publish([sweep], "tensorboard")
     assert [one.name for one in pushed] == ["pendulum/mistake/s1", "pendulum/mistake/s2"]
     assert any(one.path == broken and "part-00000.parquet" in one.reason for one in left_out)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("summary.json", '{"true_return_mean": ', "summary.json is broken"),
+        ("summary.json", "[]", "summary.json is broken"),
+        ("predicted_left.json", '{"a', "one of its files cannot be read (JSONDecodeError"),
+        ("config.yaml", "seed: [", "config.yaml is no valid YAML"),
+        ("metrics.jsonl", None, "metrics.jsonl cannot be read (Is a directory)"),
+    ],
+)
+def test_a_run_with_a_torn_file_does_not_keep_the_others_back(
+    tmp_path: Path, name: str, content: str | None, said: str
+) -> None:
+    sweep = make_sweep(tmp_path / "smoke", has_report=False)
+    torn = sweep / "pendulum/mistake/s0"
+    (torn / name).unlink(missing_ok=True)
+    if content is None:
+        (torn / name).mkdir()
+    else:
+        (torn / name).write_text(content)
+    pushed, left_out = publish([sweep], "tensorboard")
+    assert [one.name for one in pushed] == ["pendulum/mistake/s1", "pendulum/mistake/s2"]
+    assert any(one.path == torn and said in one.reason for one in left_out)
+
+
+def test_a_table_without_a_line_does_not_keep_the_runs_back(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path / "smoke")
+    (sweep / "report" / "groups.csv").write_text("")
+    pushed, left_out = publish([sweep], "tensorboard")
+    assert len(pushed) == 3
+    assert any(one.path == sweep / "report" and "ValueError" in one.reason for one in left_out)
+
+
+def test_wandb_that_is_disabled_leaves_everything_to_be_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run")
+    real = wandb.init
+    with monkeypatch.context() as patch:
+        # W&B reads its variables once in a process.
+        patch.setattr(wandb, "init", lambda **options: real(**{**options, "mode": "disabled"}))
+        result = run_command(str(run))
+    assert result.exit_code == 0, result.output
+    assert result.output == "run: nowhere, because WANDB_MODE is disabled\n"
+    assert not (run / "wandb" / "num_env_steps.json").exists()
+    (pushed,), _ = publish([run], "wandb")
+    assert (pushed.num_lines, pushed.is_offline) == (len(STEPS), True)
+
+
+def test_runs_are_counted_once_where_mlflow_keeps_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path / "smoke" / "a")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'smoke' / 'mlflow.db'}")
+    for _ in range(2):
+        pushed, left_out = publish([tmp_path / "smoke"], "mlflow")
+        assert ([one.path.name for one in pushed], left_out) == (["a"], [])
+    assert list((tmp_path / "smoke" / "mlartifacts").rglob("config.yaml"))
 
 
 def test_a_tracker_that_refuses_ends_the_command_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

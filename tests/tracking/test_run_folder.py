@@ -95,8 +95,10 @@ def test_overwrite_deletes_what_a_run_writes_and_nothing_else(folder: RunFolder)
         "tensorboard/x",
         "wandb/x",
         "mlflow/x",
+        "explanations/reward-saliency/index.html",
+        "stopped.json",
     ):
-        (folder.path / name).parent.mkdir(exist_ok=True)
+        (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
         (folder.path / name).write_text("old")
     (folder.path / "notes.txt").write_text("mine")
     (folder.path / "videos").mkdir()

@@ -11,9 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from themis_ray.errors import RunFolderError
-from themis_ray.reporting import ALL_TASKS, Report, Row, make_report, with_interval, write_report
+from themis_ray.reporting import ALL_TASKS, Report, Row, make_report, num_labels, with_interval, write_report
 from themis_ray.storage import Storage, is_uri
 from themis_ray.sweeping import is_shown
+from themis_ray.tracking.description import without_password
 
 __all__ = ["report"]
 
@@ -48,12 +49,15 @@ def report(
     """
     del debug
     with tempfile.TemporaryDirectory(prefix="themis-report-") as fetched:
-        paths = [_fetch(folder, Path(fetched)) if is_uri(folder) else Path(folder) for folder in folders]
-        made = make_report(paths, baseline, seed=seed)
-        is_one = len(paths) == 1 and not is_uri(folders[0])
-        out = out or (paths[0] / "report" if is_one else Path("report"))
-        name = title or ", ".join(path.resolve().name for path in paths)
-        page = write_report(made, out, name)
+        # Two storages may hold sweeps of the same name.
+        paths = {
+            _fetch(folder, Path(fetched) / str(number)) if is_uri(folder) else Path(folder): folder
+            for number, folder in enumerate(dict.fromkeys(folders))
+        }
+        places = {path: _shown(folder) for path, folder in paths.items() if is_uri(folder)}
+        made = make_report(list(paths), baseline, seed=seed, places=places)
+        out = out or (next(iter(paths)) / "report" if len(paths) == 1 and not places else Path("report"))
+        page = write_report(made, out, title or ", ".join(path.resolve().name for path in paths))
     console = Console()
     console.print(_table(made))
     if made.comparisons:
@@ -61,7 +65,7 @@ def report(
     for note in made.notes:
         console.print(note, highlight=False, markup=False)
     for run in made.left_out[:MAX_LEFT_OUT]:
-        console.print(f"left out: {run.path}: {run.reason}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"left out: {run.place}: {run.reason}", highlight=False, markup=False, soft_wrap=True)
     if len(made.left_out) > MAX_LEFT_OUT:
         console.print(f"left out: {len(made.left_out) - MAX_LEFT_OUT} more, see the page", highlight=False)
     console.print(made.verdict.text, style=None if made.verdict.is_enough else "yellow", highlight=False, markup=False)
@@ -80,6 +84,13 @@ def _fetch(uri: str, folder: Path) -> Path:
     return target
 
 
+def _shown(uri: str) -> str:
+    """Return a URI without its options and, where it holds one, its password."""
+    place = uri.partition("?")[0].rstrip("/")
+    user = place.partition("://")[2].partition("/")[0].rpartition("@")[0]
+    return without_password(place) if ":" in user else place
+
+
 def _table(made: Report) -> Table:
     table = Table(title=f"{sum(len(cell.runs) for cell in made.groups.cells.values())} runs", title_justify="left")
     for name in ("environment", "group"):
@@ -88,13 +99,17 @@ def _table(made: Report) -> Table:
         table.add_column(name, justify="right")
     for row in made.summary_rows:
         table.add_row(
-            _env(row, made), escape(row.method.name), f"{row.num_seeds}", f"{row.labels_mean:.0f}", *_figures(row, made)
+            _env(row, made),
+            escape(row.method.name),
+            f"{row.num_seeds}",
+            num_labels(row.labels_mean),
+            *_figures(row, made),
         )
     return table
 
 
 def _env(row: Row, made: Report) -> str:
-    return f"{row.num_tasks} of {len(made.groups.tasks)}" if row.task == ALL_TASKS else row.task
+    return f"{row.num_tasks} of {len(made.groups.tasks)}" if row.task == ALL_TASKS else escape(row.task)
 
 
 def _figures(row: Row, made: Report) -> tuple[str, ...]:
@@ -104,12 +119,12 @@ def _figures(row: Row, made: Report) -> tuple[str, ...]:
 
 
 def _comparison_table(made: Report) -> Table:
-    table = Table(title=f"Against {made.baseline}", title_justify="left")
+    table = Table(title=f"Against {escape(made.baseline)}", title_justify="left")
     for name in ("environment", "group", "P(improvement) [95 %]", "says"):
         table.add_column(name, overflow="fold", justify="right" if name.startswith("P") else "left")
     names = {row.task for row in made.comparisons}
     for one in made.comparisons:
         if one.task == ALL_TASKS or ALL_TASKS not in names:
-            env = "all" if one.task == ALL_TASKS else one.task
+            env = "all" if one.task == ALL_TASKS else escape(one.task)
             table.add_row(env, escape(one.method.name), with_interval(one.improvement), one.says)
     return table

@@ -5,70 +5,48 @@ Colour is what is compared (teacher, or what else differs), a panel is a sampler
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from PIL import Image
 
-from themis_ray.plots import BLUE, GREEN, ORANGE, PURPLE
+from themis_ray.reporting.canvas import (
+    DASHES,
+    MAX_COLUMNS,
+    Theme,
+    add_legend,
+    cell_lines,
+    file_name,
+    free_name,
+    ink_on,
+    label_axes,
+    looks_of,
+    new_figure,
+    panel_figure,
+    panels_of,
+    render,
+    style_axes,
+)
 from themis_ray.reporting.curves import Curve, CurveAxis
-from themis_ray.reporting.groups import Method
-from themis_ray.reporting.report import ALL_TASKS, Report, Row
+from themis_ray.reporting.groups import ALL_TASKS, Method
+from themis_ray.reporting.report import Report, Row
 from themis_ray.reporting.statistics import Estimate
 
-__all__ = ["DARK", "LIGHT", "Picture", "Theme", "draw_report"]
+__all__ = ["Picture", "draw_report"]
 
-DPI = 144
-CSS_PIXELS_PER_INCH = 100
-MAX_COLUMNS = 3
 # A matrix of more would be a picture of nothing.
 MAX_COMPARED = 24
 MAX_HEATMAPS = 12
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (6, 2, 1, 2)), (0, (1, 1.5)))
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of a kind of paper; the lines' are Okabe and Ito's, told apart by colour-blind people too."""
-
-    paper: str
-    ink: str
-    muted: str
-    grid: str
-    lines: tuple[str, ...]
-    scale: tuple[str, ...]
-    diverging: tuple[str, ...]
-
-
-LIGHT = Theme(
-    paper="#ffffff",
-    ink="#1b2126",
-    muted="#57606a",
-    grid="#dcdcd5",
-    lines=(BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#7A4B00"),
-    scale=("#fbf6e3", "#9fd0c0", "#2f8f9a", "#134a78"),
-    diverging=("#b45f06", "#f3d9b8", "#f7f7f5", "#bcd5ef", "#0f5aa6"),
-)
-DARK = Theme(
-    paper="#1b2023",
-    ink="#e9edf0",
-    muted="#a6b0b9",
-    grid="#353d43",
-    lines=("#56B4E9", "#F28E4B", "#2BC49A", "#E59CC8", "#F0C541", "#8FA8FF", "#C9A27A"),
-    scale=("#262c30", "#245a68", "#2fa39b", "#cdeccf"),
-    diverging=("#f59b2e", "#6a4a22", "#2a3035", "#24507c", "#5aa9f0"),
-)
+# What curves are compared with, and how it is dashed.
+REFERENCES = {"random actions": ":", "true reward, final": "--"}
 
 
 @dataclass(frozen=True)
@@ -94,16 +72,15 @@ class Picture:
 
 def draw_report(report: Report) -> list[Picture]:
     """Draw all pictures for which there is something to show, in the order of the page."""
-    pictures = []
-    for key, title, text, draw in _plans(report):
-        light, dark = (draw(report, theme) for theme in (LIGHT, DARK))
-        width = round(light.get_figwidth() * CSS_PIXELS_PER_INCH)
-        pictures.append(Picture(key, title, text, _png(light, LIGHT), _png(dark, DARK), width))
-    return pictures
+    pictures: dict[str, Picture] = {}
+    for name, title, text, draw in _plans(report):
+        # Environments whose names differ in signs alone are two files nevertheless.
+        key = free_name(name, pictures)
+        pictures[key] = Picture(key, title, text, *render(partial(draw, report)))
+    return list(pictures.values())
 
 
 def _plans(report: Report) -> Iterator[tuple[str, str, str, Any]]:
-    learned = [method for method in report.groups.methods if method.is_learned]
     if report.has_scores:
         yield (
             "scores",
@@ -111,9 +88,11 @@ def _plans(report: Report) -> Iterator[tuple[str, str, str, Any]]:
             "Dots are the interquartile mean of the scores and the optimality gap, bars their 95 % intervals.",
             _draw_scores,
         )
-    if len({(method.teacher, method.sampler) for method in learned}) > 1:
+    maps = _heatmap_panels(report)
+    if maps:
         shown = "Interquartile mean of the scores" if report.has_scores else "Mean return of the final evaluations"
-        yield ("heatmap", "Teacher and sampler", f"{shown}; below it the number of runs.", _draw_heatmaps)
+        cut = f" The first {MAX_HEATMAPS} of {len(maps)} maps." if len(maps) > MAX_HEATMAPS else ""
+        yield ("heatmap", "Teacher and sampler", f"{shown}; below it the number of runs.{cut}", _draw_heatmaps)
     if report.has_scores:
         yield (
             "profiles",
@@ -150,115 +129,17 @@ def _plans(report: Report) -> Iterator[tuple[str, str, str, Any]]:
                 )
 
 
-def file_name(text: str) -> str:
-    """Return a text as a part of a file's name."""
-    kept = "".join(letter if letter.isalnum() else "-" for letter in text.lower())
-    return "-".join(part for part in kept.split("-") if part)
-
-
-def _png(figure: Figure, theme: Theme) -> bytes:
-    """Return a picture with 256 colours, which charts do not exceed by much, at a third of the size."""
-    drawn, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", facecolor=theme.paper)
-    picture = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    picture.save(small, format="png", optimize=True, dpi=(DPI, DPI))
-    return small.getvalue()
-
-
-# ---------------------------------------------------------------- style
-
-
-def _figure(width: float, height: float, theme: Theme) -> Figure:
-    return Figure(figsize=(width, height), layout="constrained", dpi=DPI, facecolor=theme.paper)
-
-
-def _style(axes: Axes, theme: Theme, title: str = "") -> None:
-    axes.set_facecolor(theme.paper)
-    axes.set_title(title, loc="left", fontsize=10, fontweight="bold", color=theme.ink)
-    axes.tick_params(colors=theme.muted, labelsize=8, length=0)
-    axes.xaxis.label.set_color(theme.muted)
-    axes.yaxis.label.set_color(theme.muted)
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set_fontsize(9)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(theme.grid)
-    axes.grid(color=theme.grid, linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
-def _looks(methods: Sequence[Method], theme: Theme) -> dict[Method, dict[str, Any]]:
-    """Return colour and dash of each method: one for all samplers of the same teacher and settings."""
-    names = list(dict.fromkeys(method.line for method in methods if method.is_learned))
-    true = list(dict.fromkeys(method.line for method in methods if not method.is_learned))
-    looks = {}
-    for method in methods:
-        if method.is_learned:
-            number = names.index(method.line)
-            color, dash = theme.lines[number % len(theme.lines)], DASHES[number % len(DASHES)]
-        else:
-            color, dash = theme.ink, DASHES[true.index(method.line) % len(DASHES)]
-        looks[method] = {"color": color, "linestyle": dash}
-    return looks
-
-
-def _panels(methods: Sequence[Method]) -> dict[str, list[Method]]:
-    """Return the methods of each sampler; those without one, such as the true reward, stand in every panel."""
-    samplers = list(dict.fromkeys(method.sampler for method in methods if method.sampler))
-    if not samplers:
-        return {"": list(methods)}
-    return {sampler: [m for m in methods if m.sampler in (sampler, "")] for sampler in samplers}
-
-
-def _panel_figure(panels: Mapping[str, Any], theme: Theme, *, has_same_x: bool = True) -> tuple[Figure, list[Axes]]:
-    num_columns = min(MAX_COLUMNS, len(panels))
-    num_rows = math.ceil(len(panels) / num_columns)
-    figure = _figure(max(7.0, 3.6 * num_columns + 0.4), 2.75 * num_rows + 0.55, theme)
-    grid = figure.subplots(num_rows, num_columns, sharex=has_same_x, sharey=True, squeeze=False)
-    axes = list(grid.flat)
-    for unused in axes[len(panels) :]:
-        unused.set_visible(False)
-    return figure, axes[: len(panels)]
-
-
-def _label(axes: Sequence[Axes], x: str, y: str) -> None:
-    """Name the axes once: x below the panels that have none below them, y at the left."""
-    for number, one in enumerate(axes):
-        if number + MAX_COLUMNS >= len(axes):
-            one.set_xlabel(x)
-            one.tick_params(labelbottom=True)
-        if number % MAX_COLUMNS == 0:
-            one.set_ylabel(y)
-
-
-def _legend(figure: Figure, axes: Sequence[Axes], theme: Theme) -> None:
-    handles = {label: handle for one in axes for handle, label in zip(*one.get_legend_handles_labels(), strict=True)}
-    num_columns = max(1, int(figure.get_figwidth() / (0.085 * max(map(len, handles)) + 0.6)))
-    num_rows = math.ceil(len(handles) / num_columns)
-    figure.set_figheight(figure.get_figheight() + 0.2 * (num_rows - 1))
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=min(len(handles), num_columns),
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=theme.ink,
-        handlelength=2.6,
-    )
-
-
 # ---------------------------------------------------------------- dots
 
 
 def _draw_scores(report: Report, theme: Theme) -> Figure:
     rows = [row for row in report.summary_rows if row.iqm is not None]
     several = len({row.task for row in rows}) > 1
-    looks = _looks(report.groups.methods, theme)
-    figure = _figure(10.5, 1.1 + 0.3 * len(rows), theme)
+    looks = looks_of(report.groups.methods, theme)
+    figure = new_figure(10.5, 1.1 + 0.3 * len(rows), theme)
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, title in ((left, "Interquartile mean of the scores"), (right, "Optimality gap")):
-        _style(axes, theme, title)
+        style_axes(axes, theme, title)
         axes.grid(visible=False, axis="y")
     for place, row in enumerate(rows):
         color = looks[row.method]["color"]
@@ -289,14 +170,14 @@ def _dot(axes: Axes, place: int, estimate: Estimate | None, color: str) -> None:
 
 
 def _draw_heatmaps(report: Report, theme: Theme) -> Figure:
-    panels = _heatmap_panels(report)
+    panels = dict(list(_heatmap_panels(report).items())[:MAX_HEATMAPS])
     num_columns = min(MAX_COLUMNS, len(panels))
     num_rows = math.ceil(len(panels) / num_columns)
     teachers = list(dict.fromkeys(m.teacher for m in report.groups.methods if m.is_learned))
     samplers = list(dict.fromkeys(m.sampler for m in report.groups.methods if m.is_learned))
     room = 0.09 * max(map(len, teachers)) + 0.2
     panel = max(0.95 * len(samplers), 0.085 * max(map(len, panels)), 1.6)
-    figure = _figure(min(11.2, max(5.0, room + num_columns * panel)), (0.5 * len(teachers) + 0.85) * num_rows, theme)
+    figure = new_figure(min(11.2, max(5.0, room + num_columns * panel)), (0.5 * len(teachers) + 0.85) * num_rows, theme)
     axes = list(figure.subplots(num_rows, num_columns, squeeze=False, sharey=True, sharex=True).flat)
     width = (figure.get_figwidth() - room) / (num_columns * len(samplers))
     is_tight = width < max(0.85, 0.075 * max(map(len, samplers)))
@@ -312,17 +193,27 @@ def _draw_heatmaps(report: Report, theme: Theme) -> Figure:
 
 
 def _heatmap_panels(report: Report) -> dict[str, list[Row]]:
-    """Return the rows of each map: all environments and each, or one for every combination of other settings."""
-    others = list(dict.fromkeys(m.others for m in report.groups.methods if m.is_learned))
+    """Return the rows of each map; none where there is one teacher with one sampler, or nothing to show.
+
+    With one combination of other settings there is a map of all environments and one of each. With several there is
+    one for each of them: in scores for all environments together, in returns, which have no mean over environments,
+    for each.
+    """
+    learned = [method for method in report.groups.methods if method.is_learned]
+    if len({(method.teacher, method.sampler) for method in learned}) < 2:
+        return {}
+    others = list(dict.fromkeys(method.others for method in learned))
     tasks = list(dict.fromkeys(row.task for row in report.rows))
+    if len(others) > 1 and report.has_scores and ALL_TASKS in tasks:
+        tasks = [ALL_TASKS]
     panels = {}
-    for task in tasks if len(others) == 1 or len(tasks) == 1 else [ALL_TASKS]:
+    for task in tasks:
         for other in others:
-            title = ", ".join(other) or ("all environments" if task == ALL_TASKS else task)
             rows = [r for r in report.rows if r.task == task and r.method.is_learned and r.method.others == other]
             if any(_shown(row, report.has_scores) is not None for row in rows):
-                panels[title] = rows
-    return dict(list(panels.items())[:MAX_HEATMAPS])
+                names = [] if len(tasks) == 1 and other else ["all environments" if task == ALL_TASKS else task]
+                panels[", ".join((*names, *other))] = rows
+    return panels
 
 
 def _shown(row: Row, has_scores: bool) -> float | None:
@@ -351,32 +242,16 @@ def _draw_heatmap(
             texts[place] = (number, f"{row.num_runs} run{'' if row.num_runs == 1 else 's'}")
     # Scores have ends of their own; returns are darker the better they are among those shown.
     low, high = (0.0, 1.0) if has_scores else (float(np.nanmin(values)), float(np.nanmax(values)))
-    _style(axes, theme, title)
+    style_axes(axes, theme, title)
     axes.grid(visible=False)
     axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=low, vmax=max(high, low + 1e-9), aspect="auto")
     for (i, j), (number, runs) in texts.items():
-        ink = _ink_on(colours(float(np.clip((values[i, j] - low) / max(high - low, 1e-9), 0, 1))))
+        ink = ink_on(colours(float(np.clip((values[i, j] - low) / max(high - low, 1e-9), 0, 1))))
         axes.text(j, i - 0.08, number, ha="center", va="center", fontsize=10, fontweight="bold", color=ink)
         axes.text(j, i + 0.28, runs, ha="center", va="center", fontsize=6.5, color=ink)
     axes.set_xticks(range(len(samplers)), [name or "no sampler" for name in samplers], color=theme.ink)
     axes.set_yticks(range(len(teachers)), teachers, color=theme.ink)
-    _white_lines(axes, len(teachers), len(samplers), theme)
-
-
-def _white_lines(axes: Axes, num_rows: int, num_columns: int, theme: Theme) -> None:
-    axes.set_xticks(np.arange(-0.5, num_columns), minor=True)
-    axes.set_yticks(np.arange(-0.5, num_rows), minor=True)
-    axes.grid(which="minor", color=theme.paper, linewidth=2)
-    axes.tick_params(which="minor", length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def _ink_on(colour: tuple[float, ...]) -> str:
-    """Return black or white, whichever is read better on a colour."""
-    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
-    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return "#111418" if luminance > 0.18 else "#ffffff"
+    cell_lines(axes, len(teachers), len(samplers), theme)
 
 
 def _draw_pairs(report: Report, theme: Theme) -> Figure:
@@ -384,20 +259,18 @@ def _draw_pairs(report: Report, theme: Theme) -> Figure:
     names = [method.name for method in methods]
     size = 0.52 * len(methods)
     longest = max(map(len, names)) * 0.075
-    figure = _figure(max(6.0, size * 1.15 + longest + 0.8), max(2.6, size * 0.75 + longest * 0.72 + 0.5), theme)
+    figure = new_figure(max(6.0, size * 1.15 + longest + 0.8), max(2.6, size * 0.75 + longest * 0.72 + 0.5), theme)
     axes = figure.subplots()
     colours = LinearSegmentedColormap.from_list("pairs", theme.diverging)
-    _style(axes, theme, "P(row beats column)")
+    style_axes(axes, theme, "P(row beats column)")
     axes.grid(visible=False)
     axes.imshow(np.ma.masked_invalid(report.pairs), cmap=colours, vmin=0, vmax=1, aspect="auto")
     for (i, j), share in np.ndenumerate(report.pairs):
         if np.isfinite(share):
-            axes.text(
-                j, i, f"{share:.2f}", ha="center", va="center", fontsize=7.5, color=_ink_on(colours(float(share)))
-            )
+            axes.text(j, i, f"{share:.2f}", ha="center", va="center", fontsize=7.5, color=ink_on(colours(float(share))))
     axes.set_xticks(range(len(names)), names, color=theme.ink, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names, color=theme.ink)
-    _white_lines(axes, len(names), len(names), theme)
+    cell_lines(axes, len(names), len(names), theme)
     return figure
 
 
@@ -405,22 +278,24 @@ def _draw_pairs(report: Report, theme: Theme) -> Figure:
 
 
 def _draw_profiles(report: Report, theme: Theme) -> Figure:
+    lines = []
     methods = list(report.profiles)
-    panels, looks = _panels(methods), _looks(report.groups.methods, theme)
-    figure, axes = _panel_figure(panels, theme)
+    panels, looks = panels_of(methods), looks_of(report.groups.methods, theme)
+    figure, axes = panel_figure(panels, theme)
     for one, (sampler, members) in zip(axes, panels.items(), strict=True):
-        _style(one, theme, sampler)
+        style_axes(one, theme, sampler)
         for method in members:
             profile = report.profiles[method]
-            one.plot(profile.thresholds, profile.shares, label=method.line, linewidth=1.8, **looks[method])
+            (line,) = one.plot(profile.thresholds, profile.shares, linewidth=1.8, **looks[method])
+            lines.append((method.line, line))
             if method.is_learned and profile.low is not None and profile.high is not None:
                 one.fill_between(
                     profile.thresholds, profile.low, profile.high, color=looks[method]["color"], alpha=0.15, linewidth=0
                 )
         one.set_ylim(-0.02, 1.02)
         one.yaxis.set_major_formatter(PercentFormatter(1.0))
-    _label(axes, "score (0: random actions, 1: true reward)", "runs that score more")
-    _legend(figure, axes, theme)
+    label_axes(axes, "score (0: random actions, 1: true reward)", "runs that score more")
+    add_legend(figure, lines, theme)
     return figure
 
 
@@ -433,40 +308,45 @@ class _CurveDrawing:
     curves: Mapping[Method, Curve]
 
     def __call__(self, report: Report, theme: Theme) -> Figure:
-        panels, looks = _panels(list(self.curves)), _looks(report.groups.methods, theme)
-        figure, axes = _panel_figure(panels, theme)
+        panels, looks = panels_of(list(self.curves)), looks_of(report.groups.methods, theme)
+        figure, axes = panel_figure(panels, theme)
+        lines: list[tuple[str, Line2D]] = []
+        references: list[tuple[str, Line2D]] = []
         for one, (sampler, members) in zip(axes, panels.items(), strict=True):
-            _style(one, theme, sampler)
-            for method in members:
-                _draw_curve(one, method, self.curves[method], looks[method])
-            self._draw_references(one, report, theme)
+            style_axes(one, theme, sampler)
+            lines += [(method.line, _draw_curve(one, self.curves[method], looks[method])) for method in members]
+            references = self._draw_references(one, report, theme)
             one.xaxis.set_major_locator(MaxNLocator(5))
             if self.task == ALL_TASKS:
                 one.xaxis.set_major_formatter(PercentFormatter(1.0))
         what = "env steps" if self.axis == "env_steps" else "labels"
         if self.task == ALL_TASKS:
-            _label(axes, f"share of the {what}", "score")
+            label_axes(axes, f"share of the {what}", "score")
         else:
-            _label(axes, what, "true return")
-        _legend(figure, axes, theme)
+            label_axes(axes, what, "true return")
+        add_legend(figure, [*lines, *references], theme)
         return figure
 
-    def _draw_references(self, axes: Axes, report: Report, theme: Theme) -> None:
+    def _draw_references(self, axes: Axes, report: Report, theme: Theme) -> list[tuple[str, Line2D]]:
         """Draw where random actions and, over labels, the runs of the true reward end."""
         scales = [cell.scale for (task, _), cell in report.groups.cells.items() if task == self.task and cell.scale]
-        levels = {"random actions": 0.0, "true reward, final": 1.0}
-        if self.task != ALL_TASKS:
-            if not scales:
-                return
-            levels = {"random actions": scales[0].random, "true reward, final": scales[0].true}
-        for (label, level), dash in zip(levels.items(), (":", "--"), strict=True):
-            axes.axhline(level, color=theme.muted, linewidth=1.0, linestyle=dash, label=label, zorder=1)
+        if self.task == ALL_TASKS:
+            return _draw_levels(axes, theme)
+        return _draw_levels(axes, theme, scales[0].random, scales[0].true) if scales else []
 
 
-def _draw_curve(axes: Axes, method: Method, curve: Curve, look: Mapping[str, Any]) -> None:
-    axes.plot(curve.x, curve.y, label=method.line, linewidth=1.8, **look)
+def _draw_levels(axes: Axes, theme: Theme, random: float = 0.0, true: float = 1.0) -> list[tuple[str, Line2D]]:
+    return [
+        (name, axes.axhline(level, color=theme.muted, linewidth=1.0, linestyle=dash, zorder=1))
+        for (name, dash), level in zip(REFERENCES.items(), (random, true), strict=True)
+    ]
+
+
+def _draw_curve(axes: Axes, curve: Curve, look: Mapping[str, Any]) -> Line2D:
+    (line,) = axes.plot(curve.x, curve.y, linewidth=1.8, **look)
     if curve.low is not None and curve.high is not None:
         axes.fill_between(curve.x, curve.low, curve.high, color=look["color"], alpha=0.15, linewidth=0)
+    return line
 
 
 def _budget_lines(report: Report) -> dict[tuple[str, str], list[Row]]:
@@ -477,31 +357,37 @@ def _budget_lines(report: Report) -> dict[tuple[str, str], list[Row]]:
             others = [part for part in row.method.others if not part.startswith(("budget=", "feedback.budget="))]
             name = ", ".join(part for part in (row.method.teacher, row.method.sampler, *others) if part)
             lines.setdefault((row.task, name), []).append(row)
-    return {key: sorted(rows, key=lambda row: row.labels_mean) for key, rows in lines.items()}
+    return {key: sorted(rows, key=_num_labels) for key, rows in lines.items()}
+
+
+def _num_labels(row: Row) -> float:
+    return row.labels_mean or 0.0
 
 
 def _draw_budgets(report: Report, theme: Theme) -> Figure:
-    lines = _budget_lines(report)
-    names = list(dict.fromkeys(name for _, name in lines))
-    tasks = {task: None for task, _ in lines}
-    figure, axes = _panel_figure(tasks, theme, has_same_x=False)
+    rows_of = _budget_lines(report)
+    names = list(dict.fromkeys(name for _, name in rows_of))
+    tasks = {task: None for task, _ in rows_of}
+    lines: list[tuple[str, Line2D]] = []
+    references: list[tuple[str, Line2D]] = []
+    figure, axes = panel_figure(tasks, theme, has_same_x=False)
     for one, task in zip(axes, tasks, strict=True):
-        _style(one, theme, task)
-        most = max(row.labels_mean for (of, _), rows in lines.items() if of == task for row in rows) or 1.0
+        style_axes(one, theme, task)
+        most = max(_num_labels(row) for (of, _), rows in rows_of.items() if of == task for row in rows) or 1.0
         for number, name in enumerate(names):
             color, dash = theme.lines[number % len(theme.lines)], DASHES[number % len(DASHES)]
-            rows = lines.get((task, name), [])
+            rows = rows_of.get((task, name), [])
             # Side by side, so that intervals at the same number of labels can be told apart.
             shift = (number - (len(names) - 1) / 2) * 0.015 * most
-            x = [row.labels_mean + shift for row in rows]
-            one.plot(x, [row.iqm.value for row in rows if row.iqm], "o", color=color, linestyle=dash, label=name)
+            x = [_num_labels(row) + shift for row in rows]
+            (line,) = one.plot(x, [row.iqm.value for row in rows if row.iqm], "o", color=color, linestyle=dash)
+            lines.append((name, line))
             for place, row in zip(x, rows, strict=True):
                 if row.iqm is not None and row.iqm.low is not None and row.iqm.high is not None:
                     ends = [row.iqm.low, row.iqm.high]
                     one.plot([place] * 2, ends, color=color, linewidth=5, alpha=0.3, solid_capstyle="butt")
-        one.axhline(0.0, color=theme.muted, linewidth=1.0, linestyle=":", label="random actions", zorder=1)
-        one.axhline(1.0, color=theme.muted, linewidth=1.0, linestyle="--", label="true reward, final", zorder=1)
+        references = _draw_levels(one, theme)
         one.set_xlim(0, most * 1.08)
-    _label(axes, "labels of the whole run", "score (interquartile mean)")
-    _legend(figure, axes, theme)
+    label_axes(axes, "labels of the whole run", "score (interquartile mean)")
+    add_legend(figure, [*lines, *references], theme)
     return figure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,23 +11,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from themis_ray.config import flatten, load_config
 from themis_ray.reporting.runs import LeftOutRun, Run
-from themis_ray.rllib.settings import LEARNER_DEFAULTS
-
-__all__ = ["TRUE_REWARD", "Cell", "Groups", "Method", "Scale", "group_runs"]
-
-TRUE_REWARD = "true reward"
-# What a run cannot tell itself apart by: where it ran, what it kept, how it reached its teacher.
-BOOKKEEPING = re.compile(
-    r"seed$|learn_reward$|tracking\.|resources\.|num_checkpoints_kept$|checkpoint_interval$"
-    r"|teacher\.(url|api_key_env|token_env|timeout_s|max_retries|max_concurrency|poll_s|wait_timeout_s)$"
+from themis_ray.reporting.scales import Scale, Scales
+from themis_ray.reporting.settings import (
+    IN_TEACHER_NAME,
+    UNUSED,
+    comparable_settings,
+    differing_settings,
+    finer_settings,
+    setting_order,
+    short_key,
+    teacher_names,
 )
-# What the name of a teacher says already.
-IN_TEACHER_NAME = re.compile(r"teacher\.(kind|name|function|model|study)$|feedback\.dataset$")
-FEEDBACK_ONLY = re.compile(r"teacher\.|feedback\.|reward\.|preset$")
-PATHS = ("snapshot", "algorithm.reference", "feedback.demonstrations", "feedback.dataset")
-ORDER = ("teacher.", "preset", "feedback.", "reward.", "algorithm.", "")
+
+__all__ = ["ALL_TASKS", "TRUE_REWARD", "Cell", "Groups", "Method", "group_runs"]
+
+ALL_TASKS = "all"
+TRUE_REWARD = "true reward"
 
 
 @dataclass(frozen=True)
@@ -59,27 +58,6 @@ class Method:
         return ", ".join((self.teacher, *self.others))
 
 
-@dataclass(frozen=True)
-class Scale:
-    """What a score of 0 and one of 1 stand for.
-
-    Attributes:
-        random: Mean return of random actions.
-        true: Mean return of the matching runs that were paid the true reward.
-        num_true_runs: How many those are.
-        differs: Settings in which these differ nevertheless; empty where they match.
-    """
-
-    random: float
-    true: float
-    num_true_runs: int
-    differs: tuple[str, ...] = ()
-
-    def score(self, returns: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return (return - random) / (true - random)."""
-        return (returns - self.random) / (self.true - self.random)
-
-
 @dataclass(frozen=True, eq=False)
 class Cell:
     """The runs of one method on one task, a seed each, in the order of their seeds.
@@ -89,12 +67,16 @@ class Cell:
         method: How they learn.
         runs: At least one.
         scale: Turns returns into scores; None where there is nothing to compare with.
+        settings: Of all its runs, what may tell them apart from others; `teacher.name` is the teacher's whole name.
+        num_stopped: Seeds that are missing because their runs were ended early.
     """
 
     task: str
     method: Method
     runs: tuple[Run, ...]
     scale: Scale | None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    num_stopped: int = 0
 
     @property
     def returns(self) -> NDArray[np.float64]:
@@ -131,34 +113,39 @@ class Groups:
         return {task: cell for task, cell in found.items() if cell.scale is not None or not scored}
 
 
-def group_runs(runs: Sequence[Run]) -> Groups:
+def group_runs(runs: Sequence[Run], stopped: Sequence[Run] = ()) -> Groups:
     """Put runs into cells.
 
     Runs are on one task where all settings of the environment are the same, and of one method where teacher, sampler
     and all that differs within some task are. A setting that says no more than those before it is not named again.
     A run of the true reward is told apart by what concerns the learner alone.
+
+    Args:
+        runs: Finished ones.
+        stopped: Runs that were ended early; those they would stand beside are what such a choice has left.
     """
-    table = {run: _comparable(run) for run in runs}
+    teachers = teacher_names([*runs, *stopped])
+    table = {run: comparable_settings(run, teachers[run]) for run in runs}
     tasks = _tasks(table)
     learned = [run for run in runs if run.learns_reward]
     true = [run for run in runs if not run.learns_reward]
-    named, silent = _distinguishing(learned, table, tasks, None)
-    named_true, _ = _distinguishing(true, table, tasks, FEEDBACK_ONLY)
+    named, silent = _distinguishing(learned, table, tasks)
+    named_true, _ = _distinguishing(true, table, tasks)
     members: dict[tuple[str, Method], list[Run]] = {}
     for run in runs:
         method = _method(run, table[run], named if run.learns_reward else named_true)
         members.setdefault((tasks[run], method), []).append(run)
-    left_out, notes = [], []
+    ended = {run: comparable_settings(run, teachers[run]) for run in stopped}
+    left_out: list[LeftOutRun] = []
+    notes: list[str] = []
     cells = {}
-    scales = _Scales(true, table, tasks)
+    scales = Scales(true, table, tasks)
     for (task, method), found in sorted(members.items(), key=lambda item: (item[0][0], _order(item[0][1]))):
-        by_seed: dict[int, Run] = {}
-        for run in found:
-            if run.seed in by_seed:
-                left_out.append(LeftOutRun(by_seed[run.seed].path, f"same settings and seed as {run.path}"))
-            by_seed[run.seed] = run
-        kept = tuple(by_seed[seed] for seed in sorted(by_seed))
-        cells[task, method] = Cell(task, method, kept, scales.of(kept[0], [r for r in runs if tasks[r] == task]))
+        kept, again = _one_per_seed(found)
+        left_out += again
+        scale = scales.of(kept[0], [r for r in runs if tasks[r] == task])
+        settings = table[kept[0]]
+        cells[task, method] = Cell(task, method, kept, scale, settings, _num_stopped(kept, settings, ended))
     if silent:
         notes.append(f"Settings that differ along with those named, and are not told apart from them: {_join(silent)}.")
     notes += _scale_notes(cells.values())
@@ -170,6 +157,7 @@ def group_runs(runs: Sequence[Run]) -> Groups:
             f"{num_partial} of {len(methods)} groups are not on all {len(task_names)} environments. What is said of "
             "all environments is about those that a group is on: compare such groups on each environment."
         )
+    notes += _stopped_notes(cells.values(), len(stopped))
     return Groups(
         tasks=task_names,
         methods=methods,
@@ -179,38 +167,29 @@ def group_runs(runs: Sequence[Run]) -> Groups:
     )
 
 
-# ---------------------------------------------------------------- settings
+def _one_per_seed(runs: Iterable[Run]) -> tuple[tuple[Run, ...], list[LeftOutRun]]:
+    """Return the last run of each seed, in the order of the seeds, and the others."""
+    by_seed: dict[int, Run] = {}
+    others = []
+    for run in runs:
+        if run.seed in by_seed:
+            other = by_seed[run.seed]
+            others.append(LeftOutRun(other.path, f"same settings and seed as {run.place}", other.place))
+        by_seed[run.seed] = run
+    return tuple(by_seed[seed] for seed in sorted(by_seed)), others
 
 
-def _comparable(run: Run) -> dict[str, str]:
-    """Return the settings that may tell runs apart, as text; what the run's version did not know has its default."""
-    learner = LEARNER_DEFAULTS.get(str(run.settings.get("algorithm.name")), {})
-    defaults = {**_defaults(), **{f"algorithm.{name}": value for name, value in learner.items()}}
-    settings = {key: _plain(value) for key, value in defaults.items()} | {
-        key: _plain(value) for key, value in run.settings.items()
+def _num_stopped(kept: Sequence[Run], settings: Mapping[str, str], ended: Mapping[Run, Mapping[str, str]]) -> int:
+    """Return how many seeds are missing among those kept because their runs were ended early."""
+    seeds = {
+        run.seed
+        for run, theirs in ended.items()
+        if run.learns_reward == kept[0].learns_reward and not differing_settings(theirs, settings)
     }
-    for key in PATHS:
-        if settings.get(key) is not None:
-            # Every seed may start from a snapshot of its own.
-            settings[key] = re.sub(rf"(?<![a-z0-9])s(eed)?([-_]?){run.seed}(?!\d)", r"s\1\2*", str(settings[key]))
-    if "/.snapshots/" in str(settings.get("snapshot")):
-        # Exploration that trials of a sweep share, in place of the same of their own.
-        settings["snapshot"] = None
-    return {key: text_of(value) for key, value in settings.items() if not BOOKKEEPING.match(key)}
+    return len(seeds - {run.seed for run in kept})
 
 
-def _defaults() -> dict[str, Any]:
-    config = load_config(None, ["env.id=none"])
-    return flatten(config.model_dump(mode="json"))
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def text_of(value: Any) -> str:
-    """Return a value of a setting as one would write it."""
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+# ---------------------------------------------------------------- tasks and methods
 
 
 def _tasks(table: Mapping[Run, Mapping[str, str]]) -> dict[Run, str]:
@@ -226,33 +205,23 @@ def _tasks(table: Mapping[Run, Mapping[str, str]]) -> dict[Run, str]:
 
 
 def _distinguishing(
-    runs: Sequence[Run],
-    table: Mapping[Run, Mapping[str, str]],
-    tasks: Mapping[Run, str],
-    ignored: re.Pattern[str] | None,
+    runs: Sequence[Run], table: Mapping[Run, Mapping[str, str]], tasks: Mapping[Run, str]
 ) -> tuple[list[str], list[str]]:
     """Return the settings that tell methods apart, and those that differ but only along with them."""
-    keys = {key: None for run in runs for key in table[run]}
     candidates = [
         key
-        for key in keys
-        if not (ignored and ignored.match(key))
-        and not key.startswith("env.")
+        for key in {key: None for run in runs for key in table[run]}
+        if not key.startswith("env.")
         and not IN_TEACHER_NAME.match(key)
         and key != "feedback.sampler"
         and _differs_within_a_task(key, runs, table, tasks)
     ]
-    candidates.sort(key=lambda key: next(place for place, prefix in enumerate(ORDER) if key.startswith(prefix)))
-    marks: list[tuple[str, ...]] = [(tasks[run], run.teacher, run.sampler) for run in runs]
-    named, silent = [], []
-    for key in candidates:
-        finer = [(*mark, table[run].get(key, "null")) for mark, run in zip(marks, runs, strict=True)]
-        if len(set(finer)) > len(set(marks)):
-            marks = finer
-            named.append(key)
-        else:
-            silent.append(key)
-    return named, silent
+    candidates.sort(key=setting_order)
+    return finer_settings(
+        [(tasks[run], table[run]["teacher.name"], run.sampler) for run in runs],
+        [table[run] for run in runs],
+        candidates,
+    )
 
 
 def _differs_within_a_task(
@@ -261,7 +230,7 @@ def _differs_within_a_task(
     values: dict[str, set[str]] = {}
     for run in runs:
         values.setdefault(tasks[run], set()).add(table[run].get(key, "null"))
-    return any(len(found) > 1 for found in values.values())
+    return any(len(found - {UNUSED}) > 1 for found in values.values())
 
 
 def _order(method: Method) -> tuple[Any, ...]:
@@ -277,55 +246,14 @@ def _natural(text: str) -> list[Any]:
 def _method(run: Run, settings: Mapping[str, str], named: Sequence[str]) -> Method:
     # Nothing is said of a setting that has no value, such as a number that is the preset's.
     parts = [(key, settings.get(key, "null")) for key in named]
-    shown = [(key, value) for key, value in parts if value != "null"]
+    shown = [(key, value) for key, value in parts if value not in ("null", UNUSED)]
     of_teacher = [f"{key.removeprefix('teacher.')}={value}" for key, value in shown if key.startswith("teacher.")]
     others = [f"{short_key(key, settings)}={value}" for key, value in shown if not key.startswith("teacher.")]
-    teacher = " ".join((run.teacher, *of_teacher)) if run.learns_reward else TRUE_REWARD
+    teacher = " ".join((settings["teacher.name"], *of_teacher)) if run.learns_reward else TRUE_REWARD
     return Method(run.learns_reward, teacher, run.sampler, tuple(others))
 
 
-def short_key(key: str, settings: Iterable[str]) -> str:
-    """Return the last word of a setting's key where it says enough, else the key."""
-    word = key.rpartition(".")[2]
-    return key if any(other != key and other.rpartition(".")[2] == word for other in settings) else word
-
-
-# ---------------------------------------------------------------- scales
-
-
-class _Scales:
-    """Finds the runs of the true reward that a run is compared with."""
-
-    def __init__(self, true: Sequence[Run], table: Mapping[Run, Mapping[str, str]], tasks: Mapping[Run, str]) -> None:
-        self._table = table
-        self._tasks = tasks
-        self._true: dict[str, dict[tuple[tuple[str, str], ...], list[Run]]] = {}
-        for run in true:
-            learner = tuple(sorted(_learner_settings(table[run]).items()))
-            self._true.setdefault(tasks[run], {}).setdefault(learner, []).append(run)
-
-    def of(self, run: Run, same_task: Sequence[Run]) -> Scale | None:
-        """Return the scale by the true-reward runs with the fewest other settings, of these by the most runs."""
-        candidates = self._true.get(self._tasks[run], {})
-        if not candidates:
-            return None
-        mine = _learner_settings(self._table[run])
-        best = min(candidates, key=lambda theirs: (len(_differing(mine, dict(theirs))), -len(candidates[theirs])))
-        runs = {other.seed: other for other in candidates[best]}.values()
-        random = float(np.mean([other.random_return for other in same_task]))
-        true = float(np.mean([other.true_return for other in runs]))
-        if true - random <= 1e-9 * max(1.0, abs(true), abs(random)):
-            return None
-        return Scale(random, true, len(runs), tuple(_differing(mine, dict(best))))
-
-
-def _learner_settings(settings: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in settings.items() if not FEEDBACK_ONLY.match(key)}
-
-
-def _differing(left: Mapping[str, str], right: Mapping[str, str]) -> list[str]:
-    keys = sorted({*left, *right})
-    return [key for key in keys if left.get(key, "null") != right.get(key, "null")]
+# ---------------------------------------------------------------- notes
 
 
 def _scale_notes(cells: Iterable[Cell]) -> list[str]:
@@ -339,10 +267,11 @@ def _scale_notes(cells: Iterable[Cell]) -> list[str]:
                 f"{task} has no runs with learn_reward=false, so that its returns have no scale and it counts in no "
                 "score."
             )
-        elif any(cell.scale is None for cell in of_task):
+        elif num_without := sum(cell.scale is None for cell in of_task):
+            whose = "it counts" if num_without == len(of_task) else f"{num_without} of its {len(of_task)} groups count"
             notes.append(
-                f"On {task} the runs of the true reward are no better than random actions, so that its returns have no "
-                "scale and it counts in no score."
+                f"On {task} the runs of the true reward are no better than random actions, or by so little that it may "
+                f"be chance, so that there is no scale and {whose} in no score."
             )
         counts = Counter(cell.scale.differs for cell in of_task if cell.scale is not None and cell.scale.differs)
         for differs, count in counts.items():
@@ -351,6 +280,17 @@ def _scale_notes(cells: Iterable[Cell]) -> list[str]:
                 f"{_join(differs)}: none match."
             )
     return notes
+
+
+def _stopped_notes(cells: Iterable[Cell], num_stopped: int) -> list[str]:
+    if not num_stopped:
+        return []
+    lost = [f"{cell.num_stopped} of {cell.method.name} on {cell.task}" for cell in cells if cell.num_stopped]
+    whose = f"seeds that are missing by that: {'; '.join(lost)}" if lost else "no group misses a seed by that"
+    return [
+        f"{num_stopped} runs were stopped early and count for nothing; {whose}. If what they had reached decided it, "
+        "the runs that are left are a selection."
+    ]
 
 
 def _join(names: Sequence[str], most: int = 8) -> str:

@@ -9,8 +9,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from themis_ray.reporting.charts import Picture
-from themis_ray.reporting.report import ALL_TASKS, FEW_SEEDS, MIN_SEEDS, Report
-from themis_ray.reporting.tables import number, with_interval
+from themis_ray.reporting.groups import ALL_TASKS
+from themis_ray.reporting.report import Report
+from themis_ray.reporting.statistics import FEW_SEEDS, MIN_SEEDS
+from themis_ray.reporting.tables import num_labels, number, with_interval
 
 __all__ = ["render_page"]
 
@@ -26,7 +28,7 @@ def render_page(report: Report, pictures: Sequence[Picture], title: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "interval": _interval, "address": _address}
+    environment.filters |= {"number": _number, "interval": _interval, "address": _address, "labels": num_labels}
     return environment.get_template(TEMPLATE).render(
         title=title,
         report=report,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,14 +11,15 @@ from typing import Any
 
 from themis_ray.config import TrackingSettings
 from themis_ray.errors import ConfigError, RunFolderError, ThemisError, lookup
-from themis_ray.reporting.folder import PAGE
-from themis_ray.reporting.runs import LeftOutRun, find_runs
+from themis_ray.reporting.folder import PAGE, report_files
+from themis_ray.reporting.runs import STOPPED_FILE, LeftOutRun, find_runs, read_object
 from themis_ray.tracking import (
     TRACKERS,
     Artifacts,
     RunDescription,
     RunFolder,
     Table,
+    WandbLogger,
     check_tracking,
     describe_run,
     find_sweep,
@@ -30,7 +30,6 @@ from themis_ray.tracking.description import without_password
 
 __all__ = ["Published", "find_published", "publish", "report_artifacts"]
 
-STOPPED_FILE = "stopped.json"
 MAX_REASON_LENGTH = 300
 
 
@@ -51,6 +50,17 @@ class Published:
     place: str
     num_lines: int
     is_offline: bool
+
+
+@dataclass(frozen=True)
+class _Parcel:
+    """What is pushed of a folder."""
+
+    about: RunDescription
+    tracking: TrackingSettings
+    rows: Sequence[dict[str, Any]]
+    artifacts: Artifacts
+    summary: dict[str, Any]
 
 
 def find_published(paths: Sequence[Path]) -> tuple[list[Path], list[Path], list[LeftOutRun]]:
@@ -98,21 +108,35 @@ def publish(
     check_tracking(TrackingSettings(mlflow=to == "mlflow"))
     folders, reports, left_out = find_published(paths)
     published = []
-    work: list[tuple[Path, Callable[[Path, str, str | None], Published]]] = [(path, _publish_run) for path in folders]
-    work += [(path, _publish_report) for path in reports]
-    for number, (path, push) in enumerate(work):
+    work = [(path, _pack_run) for path in folders] + [(path, _pack_report) for path in reports]
+    for number, (path, pack) in enumerate(work):
         try:
-            published.append(push(path, to, project))
+            published.append(_push(path, to, _read(pack, path, to, project)))
         except ThemisError as error:
             left_out.append(LeftOutRun(path, str(error)))
         except Exception as error:
-            reason = without_password(" ".join(str(error).split()))[:MAX_REASON_LENGTH]
             raise ConfigError(
-                f"{path} could not be pushed to {to} ({type(error).__name__}: {reason}). {len(published)} of "
-                f"{len(work)} were. Try again: what is there already is not sent twice."
+                f"{path} could not be pushed to {to} ({_reason(error)}). {len(published)} of {len(work)} were. Try "
+                "again: what is there already is not sent twice."
             ) from error
         report((number + 1) / len(work))
     return published, left_out
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {without_password(' '.join(str(error).split()))[:MAX_REASON_LENGTH]}"
+
+
+def _read(pack: Callable[[Path, str, str | None], _Parcel], path: Path, to: str, project: str | None) -> _Parcel:
+    """Return what is pushed of a folder.
+
+    Raises:
+        RunFolderError: A file of it is broken, which is no reason to keep other folders back.
+    """
+    try:
+        return pack(path, to, project)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise RunFolderError(f"one of its files cannot be read ({_reason(error)})") from None
 
 
 def _settings(tracking: TrackingSettings, to: str, project: str | None) -> TrackingSettings:
@@ -125,19 +149,17 @@ def _settings(tracking: TrackingSettings, to: str, project: str | None) -> Track
     return tracking.model_copy(update=update)
 
 
-def _publish_run(path: Path, to: str, project: str | None) -> Published:
+def _pack_run(path: Path, to: str, project: str | None) -> _Parcel:
     folder, config = RunFolder.open(path)
-    tracking = _settings(config.tracking, to, project)
     about = describe_run(path, config)
-    summary: dict[str, Any] = {}
-    if (path / "summary.json").is_file():
-        summary = json.loads((path / "summary.json").read_text())
     if (path / STOPPED_FILE).is_file():
         about = replace(about, tags=(*about.tags, "stopped"))
-    return _push(path, to, about, tracking, folder.read_metrics(), gather_artifacts(path), summary)
+    summary = read_object(path / "summary.json") if (path / "summary.json").is_file() else {}
+    tracking = _settings(config.tracking, to, project)
+    return _Parcel(about, tracking, folder.read_metrics(), gather_artifacts(path), summary)
 
 
-def _publish_report(path: Path, to: str, project: str | None) -> Published:
+def _pack_report(path: Path, to: str, project: str | None) -> _Parcel:
     top = path.resolve()
     top = top.parent if top.name == "report" else top
     sweep = top if find_sweep(top / "any") == top else None
@@ -148,39 +170,32 @@ def _publish_report(path: Path, to: str, project: str | None) -> Published:
         tags=("report", *([sweep.name] if sweep else [])),
         settings={"report": top.name},
     )
-    return _push(path, to, about, _settings(TrackingSettings(), to, project), [], report_artifacts(path), {})
+    return _Parcel(about, _settings(TrackingSettings(), to, project), [], report_artifacts(path), {})
 
 
-def _push(
-    path: Path,
-    to: str,
-    about: RunDescription,
-    tracking: TrackingSettings,
-    rows: Sequence[dict[str, Any]],
-    artifacts: Artifacts,
-    summary: dict[str, Any],
-) -> Published:
-    tracker = make_tracker(to, path, about, tracking)
-    new = [row for row in rows if row["num_env_steps"] > tracker.num_env_steps]
+def _push(path: Path, to: str, parcel: _Parcel) -> Published:
+    tracker = make_tracker(to, path, parcel.about, parcel.tracking)
+    new = [row for row in parcel.rows if row["num_env_steps"] > tracker.num_env_steps]
     try:
         for row in new:
             tracker.log(row)
-        tracker.add(artifacts)
+        tracker.add(parcel.artifacts)
     except BaseException:
         tracker.close(None)
         raise
-    tracker.close(summary)
-    return Published(path, about.name, tracker.place, len(new), to == "wandb" and not tracker.place.startswith("http"))
+    tracker.close(parcel.summary)
+    is_offline = isinstance(tracker, WandbLogger) and tracker.is_offline
+    return Published(path, parcel.about.name, tracker.place, len(new), is_offline)
 
 
 # ---------------------------------------------------------------- reports
 
 
 def report_artifacts(path: Path) -> Artifacts:
-    """Return the page, pictures and tables that `themis report` wrote into a folder."""
-    pictures = sorted(path.glob("[!.]*.png"))
-    tables = sorted(path.glob("[!.]*.csv"))
-    files = [path / PAGE, *pictures, *tables, *sorted(path.glob("[!.]*.tex"))]
+    """Return the page, pictures and tables that `themis report` wrote into a folder, and none of an earlier time."""
+    files = report_files(path)
+    pictures = [file for file in files if file.suffix == ".png"]
+    tables = [file for file in files if file.suffix == ".csv"]
     return Artifacts(
         pictures={f"charts/{picture.stem}": [picture] for picture in pictures},
         tables={table.stem: _read_table(table) for table in tables},

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from themis_ray.errors import ConfigError, RunFolderError
+from themis_ray.reporting.comparisons import Comparison, compare_with_baseline
 from themis_ray.reporting.curves import Curve, CurveAxis, cell_curve, overall_curve
-from themis_ray.reporting.groups import Cell, Groups, Method, group_runs, text_of
-from themis_ray.reporting.runs import LeftOutRun, Run, find_runs
+from themis_ray.reporting.groups import ALL_TASKS, Cell, Groups, Method, group_runs
+from themis_ray.reporting.runs import LeftOutRun, find_runs
 from themis_ray.reporting.statistics import (
+    FEW_SEEDS,
+    MIN_SEEDS,
     Estimate,
     bootstrap,
-    difference,
     estimate,
     has_interval,
-    improvement,
     interquartile_mean,
     interval,
     optimality_gap,
@@ -29,25 +28,10 @@ from themis_ray.reporting.statistics import (
     probability_of_improvement,
 )
 
-__all__ = [
-    "ALL_TASKS",
-    "FEW_SEEDS",
-    "MIN_SEEDS",
-    "Comparison",
-    "Profile",
-    "Report",
-    "Row",
-    "Verdict",
-    "make_report",
-]
+__all__ = ["Profile", "Report", "Row", "Verdict", "make_report"]
 
-ALL_TASKS = "all"
-MIN_SEEDS = 5
-FEW_SEEDS = 3
 NUM_THRESHOLDS = 121
 LOWEST_THRESHOLD = -0.5
-NO_VALUE = "none, it is paid the true reward"
-SHORT_KEYS = {"teacher": "teacher.name", "sampler": "feedback.sampler", "budget": "feedback.budget"}
 
 
 @dataclass(frozen=True)
@@ -57,12 +41,12 @@ class Row:
     Attributes:
         task: `ALL_TASKS` for all.
         method: The method.
-        num_tasks: Tasks that it is about.
+        num_tasks: Tasks that it is about; of all of them those with a scale, where others have one.
         num_runs: Runs of all of these.
-        num_seeds: Runs of the task with the fewest.
+        num_seeds: Runs of the task with the fewest; 0 where it is about none.
         return_mean: Mean true return of the final evaluations; None of several tasks, and so for the next.
         return_std: Standard deviation over runs.
-        labels_mean: Mean number of labels that a run took.
+        labels_mean: Mean number of labels that a run took; None where it is about no run.
         score_mean: Mean score; None without a scale, and so for the next two.
         iqm: Interquartile mean of the scores.
         gap: Optimality gap.
@@ -75,41 +59,10 @@ class Row:
     num_seeds: int
     return_mean: float | None
     return_std: float | None
-    labels_mean: float
+    labels_mean: float | None
     score_mean: float | None
     iqm: Estimate | None
     gap: Estimate | None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A method against its baseline, on one task or all that both have.
-
-    Attributes:
-        task: `ALL_TASKS` for all.
-        method: The method.
-        baseline: The method that has the value of the baseline, and all else the same where there is one.
-        num_seeds: Runs of the cell with the fewest.
-        improvement: How probably a run of the method beats one of the baseline.
-        difference: Interquartile mean of its scores minus the baseline's; None without scores.
-    """
-
-    task: str
-    method: Method
-    baseline: Method
-    num_seeds: int
-    improvement: Estimate
-    difference: Estimate | None
-
-    @property
-    def says(self) -> str:
-        """What can be concluded."""
-        low, high = self.improvement.low, self.improvement.high
-        if low is None or high is None or self.num_seeds < MIN_SEEDS:
-            return "too few seeds"
-        if low > 0.5:
-            return "better"
-        return "worse" if high < 0.5 else "cannot be told apart"
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,12 +80,14 @@ class Verdict:
     """Whether there are enough seeds.
 
     Attributes:
-        is_enough: Whether every cell has `MIN_SEEDS`.
+        is_enough: Whether every cell has `MIN_SEEDS` and lost none to an early end.
         text: The same in words.
+        short: What is missing in a sentence; empty where there is enough.
     """
 
     is_enough: bool
     text: str
+    short: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,8 +120,11 @@ class Report:
 
     @property
     def summary_rows(self) -> tuple[Row, ...]:
-        """The rows that say most: of all tasks, or of the only one."""
-        return tuple(row for row in self.rows if row.task == ALL_TASKS) or self.rows
+        """The rows that say most: scores of all tasks, or what there is of each."""
+        overall = tuple(row for row in self.rows if row.task == ALL_TASKS)
+        if overall and self.has_scores:
+            return overall
+        return tuple(row for row in self.rows if row.task != ALL_TASKS)
 
     @property
     def has_scores(self) -> bool:
@@ -178,7 +136,13 @@ class Report:
         return next((row for row in self.rows if row.task == task and row.method == method), None)
 
 
-def make_report(paths: Sequence[Path], baseline: str | None = None, *, seed: int = 0) -> Report:
+def make_report(
+    paths: Sequence[Path],
+    baseline: str | None = None,
+    *,
+    seed: int = 0,
+    places: Mapping[Path, str] | None = None,
+) -> Report:
     """Read all runs below the folders and work out what is to be said of them.
 
     The same runs give the same numbers: every interval is drawn from a generator of its own with the same seed.
@@ -187,23 +151,25 @@ def make_report(paths: Sequence[Path], baseline: str | None = None, *, seed: int
         paths: Run folders, or folders that hold some.
         baseline: KEY=VALUE of a setting, such as teacher.name=oracle.
         seed: Of the bootstrap samples.
+        places: Where a folder was read from, if that is not where it lies.
 
     Raises:
-        ConfigError: No group has the value of the baseline.
+        ConfigError: There is nothing to compare with the baseline, or the seed is below 0.
         RunFolderError: There is no finished run.
     """
-    runs, left_out = find_runs(paths)
+    if seed < 0:
+        raise ConfigError(f"--seed {seed} is not allowed. Give a whole number of at least 0.")
+    runs, left_out = find_runs(paths, places)
     if not runs:
         raise RunFolderError(
-            f"none of the {len(left_out)} runs found is finished; {left_out[0].path}: {left_out[0].reason}. Finish one "
-            "with themis train --resume."
+            f"none of the {len(left_out)} runs found is finished; {left_out[0].place}: {left_out[0].reason}. Finish "
+            "one with themis train --resume."
         )
-    groups = group_runs(runs)
+    groups = group_runs(runs, [run.stopped for run in left_out if run.stopped is not None])
     notes = list(groups.notes)
     compared: tuple[Comparison, ...] = ()
     if baseline is not None:
-        partners, alone = _baselines(groups, *_parse_baseline(baseline, runs))
-        compared = _comparisons(groups, partners, seed)
+        compared, alone = compare_with_baseline(groups, baseline, seed)
         if alone:
             names = "; ".join(method.name for method in alone)
             notes.append(f"No group of the baseline goes with these, or shares a task with them: {names}.")
@@ -227,7 +193,8 @@ def make_report(paths: Sequence[Path], baseline: str | None = None, *, seed: int
 def _rows(groups: Groups, seed: int) -> tuple[Row, ...]:
     rows = []
     if len(groups.tasks) > 1:
-        rows += [_row(ALL_TASKS, method, list(groups.of(method).values()), seed) for method in groups.methods]
+        has_scores = any(cell.scale is not None for cell in groups.cells.values())
+        rows += [_overall_row(groups, method, seed, has_scores=has_scores) for method in groups.methods]
     for task in groups.tasks:
         rows += [
             _row(task, method, [groups.cells[task, method]], seed)
@@ -237,20 +204,26 @@ def _rows(groups: Groups, seed: int) -> tuple[Row, ...]:
     return tuple(rows)
 
 
+def _overall_row(groups: Groups, method: Method, seed: int, *, has_scores: bool) -> Row:
+    """Return the row of all tasks, in which those count that its numbers are about."""
+    return _row(ALL_TASKS, method, list(groups.of(method, scored=has_scores).values()), seed)
+
+
 def _row(task: str, method: Method, cells: Sequence[Cell], seed: int) -> Row:
     scores = [cell.scores for cell in cells if cell.scores is not None]
     returns = cells[0].returns if task != ALL_TASKS else None
     # Returns of one run have no spread that could be known.
     std = float(returns.std(ddof=1)) if returns is not None and len(returns) > 1 else None
+    labels = [run.queries_asked for cell in cells for run in cell.runs]
     return Row(
         task=task,
         method=method,
         num_tasks=len(cells),
-        num_runs=sum(len(cell.runs) for cell in cells),
-        num_seeds=min(len(cell.runs) for cell in cells),
+        num_runs=len(labels),
+        num_seeds=min((len(cell.runs) for cell in cells), default=0),
         return_mean=None if returns is None else float(returns.mean()),
         return_std=std,
-        labels_mean=float(np.mean([run.queries_asked for cell in cells for run in cell.runs])),
+        labels_mean=float(np.mean(labels)) if labels else None,
         score_mean=float(np.concatenate(scores).mean()) if scores else None,
         iqm=estimate(scores, interquartile_mean, np.random.default_rng(seed)) if scores else None,
         gap=estimate(scores, optimality_gap, np.random.default_rng(seed)) if scores else None,
@@ -259,13 +232,32 @@ def _row(task: str, method: Method, cells: Sequence[Cell], seed: int) -> Row:
 
 def _verdict(groups: Groups) -> Verdict:
     sizes = [len(cell.runs) for cell in groups.cells.values()]
+    num_lost = sum(cell.num_stopped > 0 for cell in groups.cells.values())
+    few = _few_seeds(sizes)
+    texts, shorts = [], []
+    if few:
+        texts.append(
+            f"Too few seeds to conclude: {'; '.join(few)}. Run at least {MIN_SEEDS} seeds of every group on every "
+            "environment, better 10."
+        )
+        shorts.append("Too few seeds to conclude.")
+    if num_lost:
+        texts.append(
+            f"Seeds are missing: {num_lost} of {len(sizes)} cells have runs that were stopped early, and what these "
+            "had reached may have decided it. Let every seed run to its end."
+        )
+        shorts.append("Seeds that were stopped early are missing.")
+    if texts:
+        return Verdict(False, " ".join(texts), " ".join(shorts))
+    return Verdict(
+        True,
+        f"Every group has at least {min(sizes)} seeds on each environment. More seeds make the intervals narrower.",
+    )
+
+
+def _few_seeds(sizes: Sequence[int]) -> list[str]:
     num_single, num_few = sum(n == 1 for n in sizes), sum(1 < n < FEW_SEEDS for n in sizes)
     num_some = sum(FEW_SEEDS <= n < MIN_SEEDS for n in sizes)
-    if not num_single + num_few + num_some:
-        return Verdict(
-            True,
-            f"Every group has at least {min(sizes)} seeds on each environment. More seeds make the intervals narrower.",
-        )
     parts = []
     if num_single:
         parts.append(f"{num_single} of {len(sizes)} cells have a single seed and no interval")
@@ -276,116 +268,10 @@ def _verdict(groups: Groups) -> Verdict:
             f"{num_some} of {len(sizes)} cells have {FEW_SEEDS} or {MIN_SEEDS - 1} seeds, whose intervals are too "
             "narrow and not to be trusted"
         )
-    return Verdict(
-        False,
-        f"Too few seeds to conclude: {'; '.join(parts)}. Run at least {MIN_SEEDS} seeds of every group on every "
-        "environment, better 10.",
-    )
+    return parts
 
 
-# ---------------------------------------------------------------- comparisons
-
-
-def _parse_baseline(text: str, runs: Sequence[Run]) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not key or not value:
-        raise ConfigError(f"--baseline {text!r} is no setting. Write KEY=VALUE, for example teacher.name=oracle.")
-    key = SHORT_KEYS.get(key, key)
-    known = sorted({name for run in runs for name in run.settings})
-    if key not in known:
-        close = difflib.get_close_matches(key, known, n=1)
-        suggestion = f" Did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"--baseline {text}: the runs have no setting {key!r}.{suggestion}")
-    if key.startswith("env."):
-        raise ConfigError(
-            f"--baseline {text}: groups are compared within an environment. Give a setting of another kind, for "
-            "example teacher.name=oracle."
-        )
-    try:
-        parsed = text_of(yaml.safe_load(value))
-    except yaml.YAMLError:
-        parsed = value
-    return key, parsed
-
-
-def _value(groups: Groups, method: Method, key: str) -> str:
-    """Return what a setting of the method is; teachers and samplers of the true reward are none."""
-    settings = next(iter(groups.of(method).values())).runs[0].settings
-    if not method.is_learned and key.startswith(("teacher.", "feedback.", "reward.")):
-        return NO_VALUE
-    return text_of(settings.get(key))
-
-
-def _baselines(groups: Groups, key: str, value: str) -> tuple[dict[Method, Method], list[Method]]:
-    """Return the baseline of each method that has one, and the methods that have none."""
-    values = {method: _value(groups, method, key) for method in groups.methods}
-    those = [method for method, found in values.items() if found == value]
-    if not those:
-        found = ", ".join(sorted(set(values.values()) - {NO_VALUE}))
-        raise ConfigError(f"--baseline {key}={value}: no group has it. The groups have: {found}.")
-    partners, alone = {}, []
-    for method in groups.methods:
-        if method in those:
-            continue
-        best = _closest(method, key, those)
-        if best is not None and set(groups.of(best)) & set(groups.of(method)):
-            partners[method] = best
-        else:
-            # Nobody expects the true reward beside a teacher.
-            alone += [method] if values[method] != NO_VALUE else []
-    return partners, alone
-
-
-def _closest(method: Method, key: str, those: Sequence[Method]) -> Method | None:
-    """Return the baseline that is the same but for the setting, or the only one there is."""
-    if len(those) == 1:
-        return those[0]
-    if key.startswith("teacher."):
-        same = [one for one in those if (one.sampler, one.others) == (method.sampler, method.others)]
-    elif key == "feedback.sampler":
-        same = [one for one in those if (one.teacher, one.others) == (method.teacher, method.others)]
-    else:
-        own = (f"{key}=", f"{key.rpartition('.')[2]}=")
-        mine = [part for part in method.others if not part.startswith(own)]
-        same = [
-            one
-            for one in those
-            if (one.teacher, one.sampler) == (method.teacher, method.sampler)
-            and [part for part in one.others if not part.startswith(own)] == mine
-        ]
-    return same[0] if len(same) == 1 else None
-
-
-def _comparisons(groups: Groups, partners: Mapping[Method, Method], seed: int) -> tuple[Comparison, ...]:
-    rows = []
-    names = [*([ALL_TASKS] if len(groups.tasks) > 1 else []), *groups.tasks]
-    for name in names:
-        for method, baseline in partners.items():
-            left, right = groups.of(method), groups.of(baseline)
-            shared = [task for task in groups.tasks if task in left and task in right and name in (ALL_TASKS, task)]
-            if shared:
-                rows.append(_compare(name, [left[task] for task in shared], [right[task] for task in shared], seed))
-    return tuple(rows)
-
-
-def _compare(name: str, left: Sequence[Cell], right: Sequence[Cell], seed: int) -> Comparison:
-    pairs = list(zip(left, right, strict=True))
-    scored = [(x.scores, y.scores) for x, y in pairs]
-    both = [(x, y) for x, y in scored if x is not None and y is not None]
-    return Comparison(
-        task=name,
-        method=left[0].method,
-        baseline=right[0].method,
-        num_seeds=min(len(cell.runs) for cell in (*left, *right)),
-        improvement=improvement(
-            [cell.returns for cell in left], [cell.returns for cell in right], np.random.default_rng(seed)
-        ),
-        difference=difference(
-            [x for x, _ in both], [y for _, y in both], interquartile_mean, np.random.default_rng(seed)
-        )
-        if both
-        else None,
-    )
+# ---------------------------------------------------------------- pairs
 
 
 def _pairs(groups: Groups) -> NDArray[np.float64]:

@@ -18,21 +18,24 @@ from themis_ray.config import flatten
 from themis_ray.errors import RunFolderError
 from themis_ray.tracking import RunFolder
 
-__all__ = ["LeftOutRun", "Run", "find_runs"]
+__all__ = ["STOPPED_FILE", "LeftOutRun", "Run", "find_runs", "read_object"]
 
-# What a run folder holds below itself is large and holds no other run.
-SKIPPED_FOLDERS = frozenset({"checkpoints", "segments", "episodes", "preferences", "clips", "tensorboard", "wandb"})
+# Of trackers, which keep copies of a run's files in them; what a run keeps below itself is not looked at anyway.
+SKIPPED_FOLDERS = frozenset({"wandb", "mlflow", "mlartifacts", "mlruns"})
+# By whom a trial was ended before its time; themis_ray.sweeping writes it.
+STOPPED_FILE = "stopped.json"
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished run.
+    """A run that is over.
 
     Attributes:
         path: Its folder.
+        place: The same for people: the URI, where it was read from a storage.
         settings: Every setting by its dotted key, as in config.yaml.
-        teacher: Who answered; empty where the learner was paid the true reward.
-        true_return: Mean true return of the final evaluation.
+        teacher: Who answered; empty where nobody was asked.
+        true_return: Mean true return of the final evaluation; NaN where it was ended before that.
         random_return: The same of random actions.
         queries_asked: Labels that it took.
         wall_s: Seconds of training.
@@ -42,6 +45,7 @@ class Run:
     """
 
     path: Path
+    place: str
     settings: Mapping[str, Any]
     teacher: str
     true_return: float
@@ -68,41 +72,73 @@ class Run:
         return str(self.settings["env.id"])
 
     @property
+    def asks(self) -> bool:
+        """Whether queries were put to a teacher: the true reward needs none, stored answers are there already."""
+        return self.learns_reward and self.settings.get("feedback.dataset") is None
+
+    @property
     def sampler(self) -> str:
         """Who chose the queries; empty where none were asked."""
-        asks = self.learns_reward and self.settings.get("feedback.dataset") is None
-        return str(self.settings.get("feedback.sampler", "")) if asks else ""
+        return str(self.settings.get("feedback.sampler", "")) if self.asks else ""
 
 
 @dataclass(frozen=True)
 class LeftOutRun:
-    """A run folder that counts for nothing, and why."""
+    """A run folder that counts for nothing.
+
+    Attributes:
+        path: The folder.
+        reason: Why.
+        place: As that of a run.
+        stopped: The run, where it was ended before its time by what it had reached: those like it are a selection.
+    """
 
     path: Path
     reason: str
+    place: str = ""
+    stopped: Run | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "place", self.place or str(self.path))
 
 
-def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[LeftOutRun]]:
+class _StoppedError(RunFolderError):
+    """A run that was ended before its time."""
+
+    def __init__(self, run: Run, reason: str) -> None:
+        super().__init__(reason)
+        self.run = run
+
+
+def find_runs(paths: Sequence[Path], places: Mapping[Path, str] | None = None) -> tuple[list[Run], list[LeftOutRun]]:
     """Return the finished runs at or below the folders, in the order of their paths, and those that cannot be used.
+
+    Args:
+        paths: Folders.
+        places: Where a folder was read from, if that is not where it lies.
 
     Raises:
         RunFolderError: A folder does not exist, or there is no run below any of them.
     """
-    found: dict[Path, Path] = {}
-    for path in paths:
+    names = {path: (places or {}).get(path, str(path)) for path in paths}
+    found: dict[Path, tuple[Path, str]] = {}
+    for path, name in names.items():
         if not path.is_dir():
-            raise RunFolderError(f"{path} is no folder. Give run folders, or folders that hold some.")
+            raise RunFolderError(f"{name} is no folder. Give run folders, or folders that hold some.")
         for folder in _run_folders(path):
-            found.setdefault(folder.resolve(), folder)
+            place = str(folder) if name == str(path) else f"{name}/{folder.relative_to(path).as_posix()}"
+            found.setdefault(folder.resolve(), (folder, place.removesuffix("/.")))
     if not found:
-        names = ", ".join(map(str, paths))
-        raise RunFolderError(f"{names} holds no run (no config.yaml at any depth). Give what themis train wrote to.")
+        raise RunFolderError(
+            f"{', '.join(names.values())} holds no run (no config.yaml at any depth). Give what themis train wrote to."
+        )
     runs, left_out = [], []
-    for folder in sorted(found.values()):
+    for folder, place in sorted(found.values()):
         try:
-            runs.append(read_run(folder))
+            runs.append(read_run(folder, place))
         except RunFolderError as error:
-            left_out.append(LeftOutRun(folder, str(error)))
+            stopped = error.run if isinstance(error, _StoppedError) else None
+            left_out.append(LeftOutRun(folder, str(error), place, stopped))
     return runs, left_out
 
 
@@ -124,63 +160,85 @@ def _looks_like_run(folder: Path, files: Sequence[str]) -> bool:
         return False
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path, place: str = "") -> Run:
     """Return one run.
 
     Raises:
         RunFolderError: It is not finished, or one of its files is broken; the message is the reason alone.
     """
     settings = _read_settings(path / "config.yaml")
-    summary = _read_summary(path, settings)
-    _refuse_stopped(settings, summary)
     rows = _read_rows(path)
+    is_over = (path / "summary.json").exists()
+    summary = read_object(path / "summary.json") if is_over else {}
     known = [row for row in rows if _is_number(row.get("true_return_mean"))]
-    return Run(
+    run = Run(
         path=path,
+        place=place or str(path),
         settings=settings,
         teacher=_teacher(settings, summary),
-        true_return=_number(summary, "true_return_mean"),
-        random_return=_number(summary, "random_return_mean"),
-        queries_asked=int(summary.get("queries_asked") or 0),
-        wall_s=float(summary.get("wall_s") or 0.0),
+        true_return=_number(summary, "true_return_mean") if is_over else math.nan,
+        random_return=_number(summary, "random_return_mean") if is_over else math.nan,
+        queries_asked=int(_or_zero(summary.get("queries_asked"))),
+        wall_s=float(_or_zero(summary.get("wall_s"))),
         env_steps=_column(known, "num_env_steps"),
         returns=_column(known, "true_return_mean"),
         queries=_column(known, "queries_asked"),
     )
+    _refuse_unfinished(run, rows, summary, is_over=is_over)
+    return run
+
+
+def _refuse_unfinished(
+    run: Run, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], *, is_over: bool
+) -> None:
+    """Refuse a run that still goes on, and one that was ended early: it says less than those that were let go on."""
+    done = summary.get("num_env_steps") if is_over else rows[-1]["num_env_steps"] if rows else 0
+    wanted = run.settings.get("num_env_steps")
+    if is_over and (not _is_number(done) or not _is_number(wanted) or done >= wanted):  # type: ignore[operator]
+        return
+    steps = f"{done} of {wanted if wanted is not None else '?'} env steps"
+    if is_over:
+        raise _StoppedError(run, f"stopped early: {steps}")
+    if (run.path / STOPPED_FILE).is_file():
+        raise _StoppedError(run, f"stopped by {_stopped_by(run.path / STOPPED_FILE)}: {steps}")
+    raise RunFolderError(f"not finished: {steps}")
+
+
+def _stopped_by(file: Path) -> str:
+    try:
+        return str(read_object(file).get("by") or "a scheduler")
+    except RunFolderError:
+        return "a scheduler"
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError):
         raise RunFolderError("config.yaml cannot be read") from None
     settings = flatten(values) if isinstance(values, dict) else {}
     missing = [key for key in ("env.id", "seed", "learn_reward") if settings.get(key) is None]
     if missing:
         raise RunFolderError(f"config.yaml lacks {', '.join(missing)}")
+    for key, kind, what in (("seed", int, "whole number"), ("learn_reward", bool, "true or false")):
+        if type(settings[key]) is not kind:
+            raise RunFolderError(f"config.yaml has {key}={settings[key]}, which is no {what}")
     return settings
 
 
-def _read_summary(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    file = path / "summary.json"
-    if not file.exists():
-        rows = _read_rows(path)
-        done = rows[-1]["num_env_steps"] if rows else 0
-        raise RunFolderError(f"not finished: {done} of {settings.get('num_env_steps', '?')} env steps")
+def read_object(file: Path) -> dict[str, Any]:
+    """Return what a JSON file of a run holds.
+
+    Raises:
+        RunFolderError: It cannot be read, or is no object; the message is the reason alone.
+    """
     try:
-        summary = json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except (OSError, ValueError):
-        summary = None
-    if not isinstance(summary, dict):
-        raise RunFolderError("summary.json is broken")
-    return summary
-
-
-def _refuse_stopped(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
-    """Refuse a run that a sweep has stopped early: it says less than those that were let go on."""
-    done, wanted = summary.get("num_env_steps"), settings.get("num_env_steps")
-    if _is_number(done) and _is_number(wanted) and done < wanted:  # type: ignore[operator]
-        raise RunFolderError(f"stopped early: {done} of {wanted} env steps")
+        content = None
+    if not isinstance(content, dict):
+        raise RunFolderError(f"{file.name} is broken")
+    return content
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
@@ -191,12 +249,15 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _teacher(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    if not settings["learn_reward"]:
+    """Return the name of the teacher as `TeacherConfig.teacher_name` gives it; a summary has it already."""
+    if not settings["learn_reward"] or settings.get("feedback.dataset") is not None:
         return ""
-    dataset = settings.get("feedback.dataset")
-    if dataset is not None:
-        return f"answers of {Path(str(dataset)).name}"
-    return str(summary.get("teacher") or settings.get("teacher.name") or "unknown")
+    if summary.get("teacher"):
+        return str(summary["teacher"])
+    kind = settings.get("teacher.kind", "synthetic")
+    if kind in ("human", "judge"):
+        return f"{kind}:{settings.get('teacher.study' if kind == 'human' else 'teacher.model')}"
+    return str(settings.get("teacher.function" if kind == "scripted" else "teacher.name") or "unknown")
 
 
 def _number(summary: Mapping[str, Any], key: str) -> float:
@@ -210,5 +271,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _or_zero(value: Any) -> float:
+    return float(value) if _is_number(value) else 0.0
+
+
 def _column(rows: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.float64]:
-    return np.array([row.get(key) or 0.0 for row in rows], np.float64)
+    return np.array([_or_zero(row.get(key)) for row in rows], np.float64)

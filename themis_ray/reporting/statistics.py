@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "FEW_SEEDS",
+    "MIN_SEEDS",
     "NUM_BOOTSTRAP_SAMPLES",
     "Estimate",
     "bootstrap",
@@ -33,6 +35,8 @@ Statistic = Callable[[Array], Array]
 
 NUM_BOOTSTRAP_SAMPLES = 2000
 CONFIDENCE = 0.95
+# Below these an interval is too narrow, and means nothing.
+MIN_SEEDS, FEW_SEEDS = 5, 3
 
 
 @dataclass(frozen=True)

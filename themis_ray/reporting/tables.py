@@ -8,10 +8,20 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from themis_ray.reporting.report import ALL_TASKS, Report, Row
+from themis_ray.reporting.groups import ALL_TASKS
+from themis_ray.reporting.report import Report, Row
 from themis_ray.reporting.statistics import Estimate
 
-__all__ = ["comparisons_csv", "curves_csv", "groups_csv", "latex_table", "number", "runs_csv", "with_interval"]
+__all__ = [
+    "comparisons_csv",
+    "curves_csv",
+    "groups_csv",
+    "latex_table",
+    "num_labels",
+    "number",
+    "runs_csv",
+    "with_interval",
+]
 
 METHOD_COLUMNS = ("teacher", "sampler", "settings")
 ESCAPES = {
@@ -36,7 +46,7 @@ def runs_csv(report: Report) -> str:
         scores = [None] * len(cell.runs) if cell.scores is None else cell.scores.tolist()
         rows += [
             (
-                *(run.path, cell.task, cell.method.teacher, cell.method.sampler, " ".join(cell.method.others)),
+                *(run.place, cell.task, cell.method.teacher, cell.method.sampler, " ".join(cell.method.others)),
                 *(run.seed, run.true_return, run.random_return, score, run.queries_asked, run.wall_s),
             )
             for run, score in zip(cell.runs, scores, strict=True)
@@ -120,6 +130,11 @@ def number(value: float | None, beside: float | None = None) -> str:
     return text.removeprefix("-") if float(text) == 0 else text
 
 
+def num_labels(value: float | None) -> str:
+    """Return a mean number of labels as a table shows it."""
+    return "-" if value is None else f"{value:.0f}"
+
+
 def with_interval(estimate: Estimate | None, digits: int = 2) -> str:
     """Return a number with its interval, where it has one."""
     if estimate is None:
@@ -174,7 +189,7 @@ def _caption(report: Report) -> str:
         if report.has_scores
         else "Mean true return of the final policies."
     )
-    return what if report.verdict.is_enough else f"{what} Too few seeds to conclude."
+    return f"{what} {report.verdict.short}".strip()
 
 
 def _task_cell(row: Row | None, *, has_scores: bool) -> str:

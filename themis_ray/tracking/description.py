@@ -81,4 +81,5 @@ def _method(config: ExperimentConfig) -> tuple[str, str]:
 
 def without_password(text: str) -> str:
     """Return a text without the names and passwords that addresses in it may hold."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
+    # A password may hold an @ itself: the last one before the path ends it.
+    return re.sub(r"(?<!/)//(?!/)[^/\s]*@", "//", text)

@@ -25,6 +25,7 @@ CONTENTS = (
     "run.log",
     "judge_answers.jsonl",
     "annotators.json",
+    "stopped.json",
     PREDICTIONS_FILE,
 )
 FOLDERS = (
@@ -33,6 +34,9 @@ FOLDERS = (
 )
 # What trackers keep in it; a run that starts from another one's data does not take these over.
 TRACKER_FOLDERS = ("tensorboard", "wandb", "mlflow")
+# What was found out about it afterwards, which says nothing of another run.
+EXPLANATIONS_FOLDER = "explanations"
+CLEARED_FOLDERS = (*FOLDERS, *TRACKER_FOLDERS, EXPLANATIONS_FOLDER)
 CHECKPOINT_FORMAT = 1
 
 
@@ -57,7 +61,7 @@ class RunFolder:
         """
         folder = cls(path)
         try:
-            found = [name for name in (*CONTENTS, *FOLDERS, *TRACKER_FOLDERS) if (path / name).exists()]
+            found = [name for name in (*CONTENTS, *CLEARED_FOLDERS) if (path / name).exists()]
             if found and not overwrite:
                 raise RunFolderError(
                     f"{path} holds a run ({found[0]}). Continue it with --resume {path}, replace it with --overwrite, "
@@ -89,7 +93,7 @@ class RunFolder:
         """Delete what a run writes and nothing else."""
         for name in CONTENTS:
             (self.path / name).unlink(missing_ok=True)
-        for name in (*FOLDERS, *TRACKER_FOLDERS):
+        for name in CLEARED_FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     # ---------------------------------------------------------------- metrics
@@ -98,11 +102,16 @@ class RunFolder:
         """Return the complete lines of metrics.jsonl; an unfinished last line, left by a crash, is not one.
 
         Raises:
-            RunFolderError: A line before the last is broken.
+            RunFolderError: A line before the last is broken, or the file cannot be read.
         """
         if not self.metrics_path.exists():
             return []
-        lines = self._metrics_text().split("\n")
+        try:
+            lines = self._metrics_text().split("\n")
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.metrics_path} cannot be read ({error.strerror}). Give a run whose files you may read."
+            ) from None
         rows = []
         for number, line in enumerate(lines[:-1], start=1):
             row = _parse_row(line)

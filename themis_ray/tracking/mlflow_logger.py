@@ -73,7 +73,7 @@ class MlflowLogger:
 
     def _start(self, about: RunDescription) -> str:
         """Return the id of the run; one that was begun here before goes on."""
-        from mlflow.entities import Param, RunStatus
+        from mlflow.entities import LifecycleStage, Param, RunStatus
         from mlflow.exceptions import MlflowException
 
         path = self._own / "run_ids.json"
@@ -81,10 +81,14 @@ class MlflowLogger:
         known: Mapping[str, str] = {}
         run_id = run_ids.get(self._key, "")
         if run_id:
+            # One that was deleted there is gone, or still found and takes nothing more.
             try:
-                known = self._client.get_run(run_id).data.params
-            except MlflowException:  # It was deleted there.
-                run_id = ""
+                found = self._client.get_run(run_id)
+                is_there = found.info.lifecycle_stage == LifecycleStage.ACTIVE
+            except MlflowException:
+                is_there = False
+            known = found.data.params if is_there else {}
+            run_id = run_id if is_there else ""
         if run_id:
             self._client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
         else:

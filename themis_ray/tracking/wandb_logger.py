@@ -63,12 +63,18 @@ class WandbLogger:
         self._run.define_metric("*", step_metric="num_env_steps")
         for name in BEST:
             self._run.define_metric(name, step_metric="num_env_steps", summary="max,last")
-        self.is_offline = bool(self._run.settings.mode == "offline")
+        self.is_offline = str(self._run.settings.mode) in ("offline", "dryrun")
+        self._is_disabled = str(self._run.settings.mode) == "disabled"
         # What waits here is not there, and what one project has another has not.
         mode, entity = "offline" if self.is_offline else "online", os.environ.get("WANDB_ENTITY", "")
         self._mark = f"{mode} {entity}/{project}"
-        self.num_env_steps = read_mark(self._own, self._mark)
-        self.place = str(Path(self._run.dir).parent) if self.is_offline else str(self._run.url)
+        self.num_env_steps = -1 if self._is_disabled else read_mark(self._own, self._mark)
+        self.place = self._place()
+
+    def _place(self) -> str:
+        if self._is_disabled:
+            return "nowhere, because WANDB_MODE is disabled"
+        return str(Path(self._run.dir).parent) if self.is_offline else str(self._run.url)
 
     def log(self, row: Row) -> None:
         """Log one line against env steps; W&B takes none twice."""
@@ -106,7 +112,8 @@ class WandbLogger:
         if summary is not None:
             self._run.summary.update({f"final/{key}": value for key, value in finite(summary).items()})
         self._run.finish(exit_code=0 if summary is not None else 1)
-        write_mark(self._own, self.num_env_steps, self._mark)
+        if not self._is_disabled:  # Nothing was sent, and a later start has to.
+            write_mark(self._own, self.num_env_steps, self._mark)
 
     @contextlib.contextmanager
     def _staging(self) -> Iterator[None]:
