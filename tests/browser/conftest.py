@@ -43,8 +43,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def chromium() -> Iterator[Any]:
     """Debian's Chromium, driven by Playwright."""
     if CHROMIUM is None:
-        pytest.skip("needs a browser: no program named chromium on the PATH (Debian: apt-get install chromium)")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
+        pytest.fail("needs a browser: no program named chromium on the PATH (Debian: apt-get install chromium)")
+    from playwright import sync_api
+
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(OPTIONS))
         yield browser
@@ -83,12 +84,12 @@ def axe() -> str:
     script = folder / "package" / "axe.min.js"
     if not script.is_file():
         if shutil.which("npm") is None:
-            pytest.skip("needs npm to fetch axe-core")
+            pytest.fail("needs npm to fetch axe-core")
         folder.mkdir(parents=True, exist_ok=True)
         command = ["npm", "pack", AXE, "--pack-destination", str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         if done.returncode:
-            pytest.skip(f"axe-core could not be fetched: {done.stderr[-300:]}")
+            pytest.fail(f"axe-core could not be fetched: {done.stderr[-300:]}")
         with tarfile.open(next(folder.glob("*.tgz"))) as archive:
             archive.extractall(folder, filter="data")
     return script.read_text()

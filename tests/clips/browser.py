@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = shutil.which("chromium")
+# In CI a missing browser is a failure: a skipped test proves nothing.
+IS_SKIPPED = CHROMIUM is None and "CI" not in os.environ
 WHY_SKIPPED = "needs a browser: no program named chromium on the PATH (Debian: apt-get install chromium)"
 
 # Names that are not this machine are not looked up, so the browser talks to the test and to nobody else.

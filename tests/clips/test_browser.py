@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clips.browser import CHROMIUM, WHY_SKIPPED, play
+from clips.browser import IS_SKIPPED, WHY_SKIPPED, play
 
 from themis_ray.clips import CODECS, write_clip
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=WHY_SKIPPED)
+pytestmark = pytest.mark.skipif(IS_SKIPPED, reason=WHY_SKIPPED)
 
 COLOURS = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200], [220, 220, 40]], np.uint8)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from clips.browser import CHROMIUM, WHY_SKIPPED, play
+from clips.browser import IS_SKIPPED, WHY_SKIPPED, play
 
 from themis_ray.cli import main
 from themis_ray.clips import read_clip, spread_segments
@@ -43,7 +43,7 @@ def test_six_files_with_a_page(run: Path, tmp_path: Path, codec: str) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.skipif(CHROMIUM is None, reason=WHY_SKIPPED)
+@pytest.mark.skipif(IS_SKIPPED, reason=WHY_SKIPPED)
 @pytest.mark.parametrize("codec", ["vp9", "h264"])
 def test_a_browser_plays_all_six(run: Path, tmp_path: Path, codec: str) -> None:
     assert clip(str(run), "--segments", "6", "--out", str(tmp_path), "--codec", codec).exit_code == 0

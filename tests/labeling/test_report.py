@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from themis_ray.data import Choice
-from themis_ray.labeling.report import StudyReport, study_report
+from themis_ray.labeling.report import study_report
+from themis_ray.labeling.report_parts import StudyReport
 from themis_ray.labeling.study import Arm, StudyConfig
 from themis_ray.wire import StoredAnswer
 

@@ -51,3 +51,16 @@ def test_a_storage_that_is_none_is_told(uri: str, tmp_path: Path) -> None:
 
 def test_resuming_where_no_sweep_is_told(tmp_path: Path) -> None:
     assert "holds no sweep" in refusal("--resume", f"file://{tmp_path}/nothing")
+
+
+def test_only_a_sweep_of_which_nothing_ran_is_discarded(uri: str, tmp_path: Path) -> None:
+    folder, _ = SweepFolder.open(uri, tmp_path / "first" / "tiny")
+    assert folder.storage is not None
+    folder.storage.write(".snapshots/pendulum/snapshot.json", b"{}")
+    folder.discard()
+    assert (folder.path / "sweep.yaml").is_file(), "the storage holds what was explored"
+    assert folder.storage.read("sweep.yaml") is not None
+    folder.storage.delete(".snapshots/pendulum/snapshot.json")
+    folder.discard()
+    assert not folder.path.exists()
+    assert folder.storage.files() == []

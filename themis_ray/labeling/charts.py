@@ -21,7 +21,7 @@ from themis_ray.labeling.drawing import (
     ticks_between,
     two_digits,
 )
-from themis_ray.labeling.report import (
+from themis_ray.labeling.report_parts import (
     AgreementReport,
     AnnotatorReport,
     ArmReport,

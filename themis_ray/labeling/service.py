@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from themis_ray.labeling.report import StudyReport, study_report
+from themis_ray.labeling.report import study_report
+from themis_ray.labeling.report_parts import StudyReport
 from themis_ray.labeling.security import Signer
 from themis_ray.labeling.signing import clip_until, sign_clip
 from themis_ray.labeling.store import Assignment, Clip, Desk, LabelStore, StudyRow

@@ -125,7 +125,8 @@ class SweepFolder:
 
     def discard(self) -> None:
         """Delete a sweep of which nothing has run; one that holds anything else stays."""
-        if {item.name for item in self.path.iterdir()} <= {SETTINGS_FILE, LOCK_FILE}:
+        found = {item.name for item in self.path.iterdir()} | {*(self.storage.files() if self.storage else ())}
+        if found <= {SETTINGS_FILE, LOCK_FILE}:
             if self.storage is not None:
                 self.storage.delete(SETTINGS_FILE)
             shutil.rmtree(self.path)

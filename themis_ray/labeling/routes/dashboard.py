@@ -27,7 +27,7 @@ from themis_ray.labeling.callers import (
 )
 from themis_ray.labeling.charts import study_charts
 from themis_ray.labeling.notify import webhook_key
-from themis_ray.labeling.report import AnnotatorReport, StudyReport
+from themis_ray.labeling.report_parts import AnnotatorReport, StudyReport
 from themis_ray.labeling.routes.experimenter import (
     AdminInvitationRequest,
     InvitationRequest,

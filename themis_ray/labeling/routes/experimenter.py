@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from themis_ray.labeling.callers import AdminCaller, AnyCaller, ServiceOf, StudyCaller
 from themis_ray.labeling.clip_server import clip_path
-from themis_ray.labeling.report import StudyReport
+from themis_ray.labeling.report_parts import StudyReport
 from themis_ray.labeling.service import Service
 from themis_ray.labeling.store import ConflictError, ForbiddenError, NotFoundError, StudyRow, WrongError
 from themis_ray.labeling.study import StudyConfig
