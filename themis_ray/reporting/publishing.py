@@ -12,8 +12,9 @@ from typing import Any
 from themis_ray.config import TrackingSettings
 from themis_ray.errors import ConfigError, RunFolderError, ThemisError, lookup
 from themis_ray.reporting.folder import PAGE, report_files
-from themis_ray.reporting.runs import STOPPED_FILE, LeftOutRun, find_runs, read_object
+from themis_ray.reporting.runs import LeftOutRun, find_runs, read_object
 from themis_ray.tracking import (
+    STOPPED_FILE,
     TRACKERS,
     Artifacts,
     RunDescription,

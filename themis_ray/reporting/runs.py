@@ -16,14 +16,12 @@ from numpy.typing import NDArray
 
 from themis_ray.config import flatten
 from themis_ray.errors import RunFolderError
-from themis_ray.tracking import RunFolder
+from themis_ray.tracking import STOPPED_FILE, RunFolder
 
-__all__ = ["STOPPED_FILE", "LeftOutRun", "Run", "find_runs", "read_object"]
+__all__ = ["LeftOutRun", "Run", "find_runs", "read_object"]
 
 # Of trackers, which keep copies of a run's files in them; what a run keeps below itself is not looked at anyway.
 SKIPPED_FOLDERS = frozenset({"wandb", "mlflow", "mlartifacts", "mlruns"})
-# By whom a trial was ended before its time; themis_ray.sweeping writes it.
-STOPPED_FILE = "stopped.json"
 
 
 @dataclass(frozen=True, eq=False)

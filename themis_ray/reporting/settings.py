@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -91,6 +92,7 @@ def _own_end(path: str, paths: Iterable[str]) -> str:
     return path
 
 
+@functools.cache
 def _defaults() -> dict[str, Any]:
     config = load_config(None, ["env.id=none"])
     return flatten(config.model_dump(mode="json"))

@@ -18,13 +18,13 @@ from themis_ray.errors import RunFolderError
 from themis_ray.locks import held
 from themis_ray.storage import Storage, is_uri
 from themis_ray.sweeping.settings import SweepSettings, dump_sweep, load_sweep
-from themis_ray.tracking import RunFolder
+from themis_ray.tracking import STOPPED_FILE, RunFolder
 
 __all__ = ["Outcome", "SweepFolder"]
 
 Status = Literal["finished", "stopped", "failed", "unfinished"]
 SETTINGS_FILE, SUGGESTIONS_FILE, SNAPSHOTS, LOCK_FILE = "sweep.yaml", "suggestions.jsonl", ".snapshots", ".lock"
-STOPPED_FILE, ERROR_FILE = "stopped.json", "error.txt"
+ERROR_FILE = "error.txt"
 # Of what storage holds of a trial, what tables and reports are made of.
 SHOWN_FILES = frozenset(
     ("config.yaml", "metrics.jsonl", "summary.json", "plot.png", "takeovers.jsonl", STOPPED_FILE, ERROR_FILE)

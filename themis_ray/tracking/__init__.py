@@ -2,7 +2,7 @@
 
 from themis_ray.tracking.artifacts import Artifacts, Table, gather_artifacts, write_predictions
 from themis_ray.tracking.description import RunDescription, describe_run, find_sweep
-from themis_ray.tracking.folder import FOLDERS, RunFolder
+from themis_ray.tracking.folder import FOLDERS, STOPPED_FILE, RunFolder
 from themis_ray.tracking.loggers import (
     TRACKERS,
     GuardedLogger,
@@ -22,6 +22,7 @@ from themis_ray.tracking.wandb_logger import WandbLogger
 __all__ = [
     "FOLDERS",
     "METRICS",
+    "STOPPED_FILE",
     "TRACKERS",
     "Artifacts",
     "GuardedLogger",

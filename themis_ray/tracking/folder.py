@@ -16,6 +16,8 @@ __all__ = ["FOLDERS", "PREDICTIONS_FILE", "TRACKER_FOLDERS", "RunFolder"]
 
 # What the reward ensemble gave, at the end of a run with a tracker, for p(left preferred) of each query.
 PREDICTIONS_FILE = "predicted_left.json"
+# By whom a trial of a sweep was ended before its time.
+STOPPED_FILE = "stopped.json"
 CONTENTS = (
     "config.yaml",
     "metrics.jsonl",
@@ -25,7 +27,7 @@ CONTENTS = (
     "run.log",
     "judge_answers.jsonl",
     "annotators.json",
-    "stopped.json",
+    STOPPED_FILE,
     PREDICTIONS_FILE,
 )
 FOLDERS = (
