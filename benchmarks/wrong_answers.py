@@ -51,6 +51,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "7 members, 10 passes": {"ensemble_size": 7, "num_epochs": 10},
     "7 members, 10 passes, mistake_rate 0.3": {"ensemble_size": 7, "num_epochs": 10, "mistake_rate": 0.3},
     "7 members, 30 passes, mistake_rate 0.3": {"ensemble_size": 7, "num_epochs": 30, "mistake_rate": 0.3},
+    "7 members, 10 passes from scratch": {"ensemble_size": 7, "num_epochs": 10, "from_scratch": True},
+    "7 members, 20 passes from scratch": {"ensemble_size": 7, "num_epochs": 20, "from_scratch": True},
+    "7 members, 50 passes from scratch": {"ensemble_size": 7, "num_epochs": 50, "from_scratch": True},
+    "7 members, 20 passes from scratch, mistake_rate 0.3": {
+        "ensemble_size": 7,
+        "num_epochs": 20,
+        "from_scratch": True,
+        "mistake_rate": 0.3,
+    },
     "7 members, margin 0.3": {"ensemble_size": 7, "label_margin": 0.3},
     "7 members, weight_decay 0.1": {"ensemble_size": 7, "weight_decay": 0.1},
     "7 members, held out 0.2, patience 3": {"ensemble_size": 7, "heldout_share": 0.2, "early_stop_patience": 3},
@@ -113,11 +122,14 @@ def measure(run: Answered, settings: Mapping[str, Any], mistake_rate: float, see
     given = np.where(rng.random(len(run.session)) < mistake_rate, 1 - run.labels, run.labels)
     given = np.where(given > 0.5, 1 - config.label_margin, config.label_margin).astype(np.float32)
     spec = run.spec
-    ensemble = RewardEnsemble(spec.observation_space, spec.action_space, spec.observation_kind, config, seed)
-    optimizer = make_optimizer(ensemble, config)
     found = []
     last = int(run.session.max())
     for session in range(last + 1):
+        if session == 0 or config.from_scratch:
+            ensemble = RewardEnsemble(
+                spec.observation_space, spec.action_space, spec.observation_kind, config, seed + 1000 * session
+            )
+            optimizer = make_optimizer(ensemble, config)
         learnt = ~is_test & (run.session <= session)
         pairs = LabelledPairs(run.observations, run.actions, run.left[learnt], run.right[learnt], given[learnt])
         fit(ensemble, optimizer, _used(pairs), config, rng)

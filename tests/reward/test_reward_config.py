@@ -32,6 +32,7 @@ def test_every_option_is_off_by_default() -> None:
     assert off == (0, 0, 0, 0, 0)
     assert not config.filter_wrong_labels
     assert not config.normalize_predictions
+    assert not config.from_scratch
     assert config.pseudo_label_threshold is None
     assert config.early_stop_patience is None
 

@@ -33,6 +33,7 @@ OPTIONS = [
     "reward.pseudo_labels_per_label=3",
     "reward.heldout_share=0.3",
     "reward.early_stop_patience=3",
+    "reward.from_scratch=true",
     "reward.normalize_predictions=true",
     "reward.disagreement_bonus=0.5",
     "reward.disagreement_bonus_decay=0.999",

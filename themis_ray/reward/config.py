@@ -23,7 +23,7 @@ REWARD_OPTIONS = (
         "pseudo_label_threshold",
         "heldout_share",
     ),
-    *("early_stop_patience", "normalize_predictions", "disagreement_bonus"),
+    *("early_stop_patience", "from_scratch", "normalize_predictions", "disagreement_bonus"),
 )
 """Settings of `RewardConfig` that change what is learned, each off by default."""
 
@@ -80,6 +80,9 @@ class RewardConfig(BaseModel):
         None,
         description="a fit stops after this many passes without a lower held-out loss and goes back to the best pass; "
         "None: off",
+    )
+    from_scratch: bool = Field(
+        False, description="every fit starts from freshly drawn weights, not from those of the fit before"
     )
     normalize_predictions: bool = Field(
         False, description="predicted rewards have mean 0 and std 1 over the steps of the labelled segments"

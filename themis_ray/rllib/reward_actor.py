@@ -84,15 +84,15 @@ class RewardModelActor:
         # Only a GPU of its own: Ray hides those of others no longer from actors that reserved none.
         has_gpu = torch.cuda.is_available() and bool(ray.get_gpu_ids())
         self._device = torch.device("cuda" if has_gpu else "cpu")
-        self._ensemble, self._optimizer = self._build()
+        self._ensemble, self._optimizer = self._build(spec.seed)
         self._version = -1
         self._waiting: list[tuple[Array, Array, asyncio.Future[NDArray[np.float32]]]] = []
         self._num_forwards = 0
 
-    def _build(self) -> tuple[RewardEnsemble, torch.optim.Optimizer]:
+    def _build(self, seed: int) -> tuple[RewardEnsemble, torch.optim.Optimizer]:
         spec = self._spec
         ensemble = RewardEnsemble(
-            spec.observation_space, spec.action_space, spec.observation_kind, spec.config, spec.seed
+            spec.observation_space, spec.action_space, spec.observation_kind, spec.config, seed
         ).to(self._device)
         return ensemble, make_optimizer(ensemble, spec.config)
 
@@ -164,13 +164,17 @@ class RewardModelActor:
         unlabelled: UnlabelledPairs | None = None,
         evaluations: EvaluatedSegments | None = None,
     ) -> tuple[dict[str, float], dict[str, Any]]:
-        """Fit a copy to all answers in a thread, swap it in, and return (what happened, the new state)."""
+        """Fit a copy to all answers in a thread, swap it in, and return (what happened, the new state).
+
+        With `from_scratch` it is no copy, but an ensemble drawn from `seed`.
+        """
         self._require_loaded()
 
         def work() -> tuple[RewardEnsemble, torch.optim.Optimizer, dict[str, float]]:
             prepare_thread(self._num_fit_threads)
-            ensemble, optimizer = self._build()
-            load_ensemble_state(ensemble, optimizer, ensemble_state(self._ensemble, self._optimizer))
+            ensemble, optimizer = self._build(seed)
+            if not self._spec.config.from_scratch:
+                load_ensemble_state(ensemble, optimizer, ensemble_state(self._ensemble, self._optimizer))
             rng = np.random.default_rng(seed)
             info = fit(
                 ensemble, optimizer, pairs, self._spec.config, rng, unlabelled=unlabelled, evaluations=evaluations
@@ -292,7 +296,7 @@ class RewardModel:
 
         Args:
             pairs: All preferences so far.
-            seed: Seeds the shuffles.
+            seed: Seeds the shuffles, and the weights with `from_scratch`.
             bonus: What `RewardEnsemble.bonus` is from now on.
             unlabelled: Where pseudo-labels may come from.
             evaluations: All ratings, judged steps and demonstrations so far.
