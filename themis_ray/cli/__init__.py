@@ -19,6 +19,7 @@ from themis_ray.cli.annotate import annotate
 from themis_ray.cli.clips import clip
 from themis_ray.cli.environments import envs
 from themis_ray.cli.explain import explain
+from themis_ray.cli.paths import free_path
 from themis_ray.cli.progress import late_progress, progress_bar
 from themis_ray.cli.publish import publish
 from themis_ray.cli.report import report
@@ -164,7 +165,7 @@ def pretrain(settings: tuple[str, ...], out: Path | None, debug: bool) -> None:
             "Give the env steps to explore, for example exploration.num_env_steps=2000."
         )
     base = Path("snapshots") / f"{_file_name(config.env.id)}-{config.algorithm.name}-s{config.seed}"
-    path = out or _free_path(base)
+    path = out or free_path(base)
     prepare_snapshot_folder(path)
     num_env_steps = (config.exploration.num_seed_steps or 0) + config.exploration.num_env_steps
     done = 0
@@ -188,18 +189,11 @@ def _free_folder(config: ExperimentConfig) -> Path:
     who = _file_name(config.teacher.teacher_name) if config.learn_reward else "true-reward"
     if config.feedback.dataset is not None:
         who = "stored"
-    return _free_path(Path("runs") / f"{_file_name(config.env.id)}-{config.algorithm.name}-{who}-s{config.seed}")
+    return free_path(Path("runs") / f"{_file_name(config.env.id)}-{config.algorithm.name}-{who}-s{config.seed}")
 
 
 def _file_name(env_id: str) -> str:
     return env_id.replace("/", "-").replace(":", "-").lower()
-
-
-def _free_path(base: Path) -> Path:
-    path, number = base, 2
-    while path.exists():
-        path, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return path
 
 
 def train_run(config: ExperimentConfig, spec: Any, folder: RunFolder, *, is_resumed: bool = False) -> Mapping[str, Any]:

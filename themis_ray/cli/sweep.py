@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from themis_ray.cli.paths import free_path
 from themis_ray.cli.progress import progress_bar
 from themis_ray.errors import ConfigError
 from themis_ray.experiment import quieten
@@ -73,7 +74,7 @@ def sweep(
         path = folder.path
     else:
         sweep_settings, default = _load(settings)
-        path = out or _free_path(default)
+        path = out or free_path(default)
         if storage is not None:
             sweep_settings = SweepSettings.model_validate({**sweep_settings.model_dump(), "storage_path": storage})
     if max_concurrent is not None:
@@ -116,13 +117,6 @@ def _load(settings: tuple[str, ...]) -> tuple[SweepSettings, Path]:
         raise ConfigError(f"{given}. Give one sweep, for example tune_configs/smoke.yaml, then key=value pairs.")
     path = Path(files[0])
     return load_sweep(path, [setting for setting in settings if "=" in setting]), Path("runs") / path.stem
-
-
-def _free_path(base: Path) -> Path:
-    path, number = base, 2
-    while path.exists():
-        path, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return path
 
 
 def _one_by_one(settings: SweepSettings) -> SweepSettings:
