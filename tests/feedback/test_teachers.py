@@ -186,6 +186,20 @@ def test_skip_share_is_eps_for_any_sign_of_the_returns(shift, eps):
     assert best[skipped].max() < best[~skipped].min()
 
 
+@pytest.mark.parametrize("session_size", [2, 3, 5, 7, 12, 20])
+@pytest.mark.parametrize("eps", [0.1, 0.35])
+def test_skip_share_is_eps_for_any_size_of_the_session(session_size, eps):
+    rng = np.random.default_rng(5)
+    teacher, skipped = preset("skip", eps_skip=eps), []
+    queries = random_queries(NUM_DRAWS)
+    for start in range(0, NUM_DRAWS, session_size):
+        asked = queries[start : start + session_size]
+        is_skip = [choice == Choice.SKIP for choice in teacher.answer(asked, rng, NO_RETURNS)]
+        assert sum(is_skip) in (int(eps * len(asked)), int(eps * len(asked)) + 1)
+        skipped += is_skip
+    assert abs(np.mean(skipped) - eps) <= 4.5 * np.sqrt(eps * (1 - eps) / NUM_DRAWS), np.mean(skipped)
+
+
 def test_skip_never_drops_a_single_query_or_a_batch_of_ties():
     assert ask(preset("skip"), [query([-1.0], [-2.0])]) == [Choice.LEFT]
     assert set(ask(preset("skip"), [query([0.0], [-1.0])] * 30)) == {Choice.LEFT}

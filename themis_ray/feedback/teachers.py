@@ -120,9 +120,10 @@ class SyntheticTeacher:
     For queries of segments of length L:
 
     1. The return of a segment is the undiscounted sum of its true rewards.
-    2. Skip, when the larger return of the two is strictly below the `eps_skip`-quantile of these over the batch.
-       B-Pref compares with a share of the mean episode return, which is no threshold at all where returns are
-       negative; a quantile works for any sign and scale. A batch of one query, or one of ties, is never skipped.
+    2. Skip the queries of the batch whose larger return is lowest, `eps_skip` of them: eps_skip * N is rounded up with
+       its fraction as probability, so that small batches skip as large a share as large ones do. B-Pref compares with
+       a share of the mean episode return, which is no threshold at all where returns are negative; ranks work for any
+       sign and scale. A batch of one query, or one of ties, is never skipped.
     3. Equal, when the returns differ by less than eps_equal * mean |episode return| * L / mean episode length.
        Before any episode is finished, the mean |segment return| of the batch takes the place of the scale.
     4. The teacher judges by the weighted return, the sum of gamma ** (L - 1 - t) * reward_t over time.
@@ -152,11 +153,10 @@ class SyntheticTeacher:
         del feedback_session
         if not queries:
             return []
-        sums, left_margins, is_left = _judge(queries, self.parameters, rng)
+        sums, left_margins, is_left, luck = _judge(queries, self.parameters, rng)
         threshold = self.parameters.eps_equal * _typical_return(sums, _segment_length(queries), returns)
         is_equal = (left_margins == 0.0) | (np.abs(sums[:, 0] - sums[:, 1]) < threshold)
-        best = sums.max(axis=-1)
-        is_skip = best < np.quantile(best, self.parameters.eps_skip)
+        is_skip = _worst(sums.max(axis=-1), self.parameters.eps_skip, luck)
         return _choices(is_skip, is_equal, is_left)
 
 
@@ -196,7 +196,7 @@ class BPrefTeacher:
         """
         if not queries:
             return []
-        sums, _, is_left = _judge(queries, self.parameters, rng, ties_go_left=True)
+        sums, _, is_left, _ = _judge(queries, self.parameters, rng, ties_go_left=True)
         skip_threshold, equal_threshold = self._thresholds(_segment_length(queries), returns, feedback_session)
         is_equal = np.abs(sums[:, 0] - sums[:, 1]) < equal_threshold
         is_skip = (skip_threshold > 0.0) & (sums.max(axis=-1) <= skip_threshold)
@@ -214,11 +214,12 @@ class BPrefTeacher:
 
 def _judge(
     queries: Sequence[Query], parameters: TeacherParameters, rng: np.random.Generator, *, ties_go_left: bool = False
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """Returns true returns (N, 2), weighted margins (N,), and whether left is chosen (N,), mistakes included.
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_], float]:
+    """Returns true returns (N, 2), weighted margins (N,), whether left is chosen (N,), mistakes included, and luck.
 
-    Two uniform numbers are drawn for each query whatever the parameters. With `ties_go_left` a rational teacher chooses
-    left where the margin is exactly 0.
+    Two uniform numbers are drawn for each query whatever the parameters. Luck is the fraction of their sum: uniform on
+    [0, 1), and independent of any one of them. With `ties_go_left` a rational teacher chooses left where the margin is
+    exactly 0.
 
     Raises:
         ValueError: The segments are not all of one length.
@@ -230,7 +231,13 @@ def _judge(
     if ties_go_left and parameters.beta == RATIONAL:
         is_left |= left_margins == 0.0
     is_left ^= mistake_draws < parameters.eps_mistake
-    return rewards.sum(axis=-1), left_margins, is_left
+    return rewards.sum(axis=-1), left_margins, is_left, float((choice_draws + mistake_draws).sum() % 1.0)
+
+
+def _worst(values: NDArray[np.float64], share: float, luck: float) -> NDArray[np.bool_]:
+    """Returns which of N values are lowest: share * N of them, the fraction by `luck`; what ties with others is not."""
+    rank = min(int(share * len(values) + luck), len(values) - 1)
+    return values < np.sort(values)[rank]
 
 
 def _choices(is_skip: NDArray[np.bool_], is_equal: NDArray[np.bool_], is_left: NDArray[np.bool_]) -> list[Choice]:
