@@ -2,8 +2,8 @@
 
 The synthetic teachers are those of B-Pref (Lee et al. 2021, "B-Pref: Benchmarking Preference-Based Reinforcement
 Learning", arXiv 2111.03026, section 3), under its parameter names. Where `SyntheticTeacher` departs from it: an exact
-tie is `equal`, thresholds are scaled once and by magnitude, and the skip threshold is a quantile. `BPrefTeacher` does
-as B-Pref's published code does.
+tie is `equal`, the threshold is scaled once and by magnitude, and a share of the queries is skipped, whatever their
+sign. `BPrefTeacher` does as B-Pref's published code does.
 """
 
 from collections.abc import Sequence
@@ -237,7 +237,8 @@ def _judge(
 def _worst(values: NDArray[np.float64], share: float, luck: float) -> NDArray[np.bool_]:
     """Returns which of N values are lowest: share * N of them, the fraction by `luck`; what ties with others is not."""
     rank = min(int(share * len(values) + luck), len(values) - 1)
-    return values < np.sort(values)[rank]
+    is_worst: NDArray[np.bool_] = values < np.sort(values)[rank]
+    return is_worst
 
 
 def _choices(is_skip: NDArray[np.bool_], is_equal: NDArray[np.bool_], is_left: NDArray[np.bool_]) -> list[Choice]:
