@@ -274,6 +274,18 @@ def test_reset_of_the_critics_keeps_the_policy(observations, space) -> None:
         assert not target.requires_grad
 
 
+@pytest.mark.parametrize("kind", OBSERVATIONS)
+def test_reset_of_the_values_keeps_the_policy_and_what_it_shares(kind: str) -> None:
+    module = make(PPOModule, Discrete(3), OBSERVATIONS[kind])
+    before = copy.deepcopy(module.state_dict())
+    parameters = module.reset_values()
+    changed = {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed >= {"vf.weight"}
+    assert {name.split(".")[0] for name in changed} == ({"vf"} if module.is_shared else {"vf", "vf_encoder"})
+    expected = [p for name, p in module.named_parameters() if name.split(".")[0] in ("vf", "vf_encoder")]
+    assert {id(p) for p in parameters} == {id(p) for p in expected}
+
+
 def test_reset_of_dqn_draws_a_new_network_and_copies_it() -> None:
     module = make(DQNModule, Discrete(3))
     before = copy.deepcopy(module.q_network.state_dict())

@@ -114,6 +114,27 @@ def test_runs_with_other_seeds_share_the_exploration_and_differ_after_it(tmp_pat
 
 
 @pytest.mark.ray
+def test_ppo_forgets_the_values_of_exploration(tmp_path: Path, ray_cluster) -> None:
+    snapshot = pretrain("ppo", tmp_path / "snapshot")
+    explored = build("ppo", tmp_path / "explored")
+    explored.restore_from_path(str(snapshot.checkpoint_path))
+    before = weights(explored)
+    explored.stop()
+    for reward in ("true", "false"):
+        run = start("ppo", tmp_path / reward, snapshot, f"learn_reward={reward}")
+        assert names_that_differ(weights(run), before) == {"vf", "vf_encoder"}
+        learner = run.learner_group._learner
+        ((_, optimizer),) = learner.get_optimizers_for_module("default_policy")
+        remembered = {
+            name.split(".")[0]
+            for name, parameter in learner.module["default_policy"].unwrapped().named_parameters()
+            if parameter in optimizer.state
+        }
+        assert remembered == {"pi", "pi_encoder"}
+        run.stop()
+
+
+@pytest.mark.ray
 def test_learning_rate_and_reward_are_the_runs_own(tmp_path: Path, ray_cluster) -> None:
     snapshot = pretrain("sac", tmp_path / "snapshot")
     explored = build("sac", tmp_path / "explored")

@@ -1,4 +1,5 @@
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from themis_ray.rllib import ReplayBuffer, Transitions
 from themis_ray.rllib import replay as replay_module
+from themis_ray.rllib.replay import Piece
 
 STATE = Box(-np.inf, np.inf, (3,), np.float32)
 FRAME = Box(0, 255, (5, 5, 2), np.uint8)
@@ -150,7 +152,9 @@ def walk(lengths: list[int], *, terminated: bool) -> Transitions:
     ends = np.concatenate([np.arange(1, length + 1) == length for length in lengths])
     column = np.repeat(states[:, None], 3, axis=1)
     actions = np.zeros((len(states), 2), np.float32)
-    return Transitions(column, column + 1, actions, np.arange(1, len(states) + 1, dtype=np.float32), ends & terminated)
+    rewards = np.arange(1, len(states) + 1, dtype=np.float32)
+    pieces = [Piece(str(i), length, is_done=True) for i, length in enumerate(lengths)]
+    return Transitions(column, column + 1, actions, rewards, ends & terminated, pieces)
 
 
 @pytest.mark.parametrize("is_terminated", [False, True])
@@ -176,13 +180,68 @@ def test_steps_are_not_followed_from_the_newest_row_into_the_oldest() -> None:
     transitions = walk([8], terminated=False)
     for start in (0, 4):
         part = slice(start, start + 4)
-        columns = (getattr(transitions, name)[part] for name in Transitions.__dataclass_fields__)
-        replay.add(Transitions(*columns), np.zeros(4, np.float32))
+        names = set(Transitions.__dataclass_fields__) - {"pieces"}
+        columns = {name: getattr(transitions, name)[part] for name in names}
+        replay.add(Transitions(**columns, pieces=[Piece("0", 4, start == 4)]), np.zeros(4, np.float32))
     rows = np.arange(5)
     _, last, num_more = replay.n_step(rows, replay.true_rewards, 10, 1.0)
     newest = np.argmax(replay.true_rewards)
     assert set(last) == {newest}
     np.testing.assert_array_equal(num_more, replay.true_rewards[newest] - replay.true_rewards[rows])
+
+
+@given(
+    num_envs=st.integers(1, 5),
+    capacity=st.integers(4, 40),
+    piece_lengths=st.lists(st.integers(1, 3), min_size=1, max_size=12),
+    horizon=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_steps_of_several_environments_that_look_alike_are_told_apart(
+    num_envs: int, capacity: int, piece_lengths: list[int], horizon: int, seed: int
+) -> None:
+    """All observations are equal, so only the episode says what follows; the true reward is the row's own number."""
+    replay, n, rng = ReplayBuffer(capacity, STATE, TORQUE), 4, np.random.default_rng(seed)
+    episodes, steps = [f"{env}-0" for env in range(num_envs)], [0] * num_envs
+    rows: list[tuple[str, bool]] = []  # of everything that was ever added: episode, and whether it ended there
+    for length in piece_lengths:
+        pieces = []
+        for env in rng.permutation(num_envs):
+            num_steps = min(length, horizon - steps[env], capacity // num_envs)
+            if num_steps == 0:
+                continue
+            steps[env] += num_steps
+            is_done = steps[env] == horizon
+            pieces.append(Piece(episodes[env], num_steps, is_done))
+            rows += [(episodes[env], False)] * (num_steps - 1) + [(episodes[env], is_done)]
+            if is_done:
+                episodes[env], steps[env] = f"{env}-{len(rows)}", 0
+        total = sum(piece.num_steps for piece in pieces)
+        alike = np.zeros((total, 3), np.float32)
+        numbers = np.arange(len(rows) - total, len(rows), dtype=np.float32)
+        actions, never = np.zeros((total, 2), np.float32), np.zeros(total, np.bool_)
+        replay.add(Transitions(alike, alike, actions, numbers, never, pieces), np.zeros(total, np.float32))
+    sampled = np.arange(replay.size)
+    returns, last, num_more = replay.n_step(sampled, replay.true_rewards, n, 0.5)
+    for row in sampled:
+        number = int(replay.true_rewards[row])
+        same = [i for i in range(number, len(rows)) if rows[i][0] == rows[number][0]][:n]
+        assert returns[row] == pytest.approx(sum(0.5**k * i for k, i in enumerate(same)))
+        assert replay.true_rewards[last[row]] == same[-1]
+        assert num_more[row] == len(same) - 1
+
+
+def test_running_episodes_go_on_nowhere_in_a_restored_replay() -> None:
+    first, second = ReplayBuffer(20, STATE, TORQUE), ReplayBuffer(8, STATE, TORQUE)
+    running = replace(walk([12], terminated=False), pieces=[Piece("0", 12, is_done=False)])
+    first.add(running, np.zeros(12, np.float32))
+    second.set_state(first.get_state())
+    second.add(walk([4], terminated=False), np.zeros(4, np.float32))  # the same episode, as far as its name goes
+    _, last, num_more = second.n_step(np.arange(8), second.true_rewards, 10, 1.0)
+    ends = {int(second.true_rewards[row]): int(second.true_rewards[last[row]]) for row in range(8)}
+    assert ends == {1: 4, 2: 4, 3: 4, 4: 4, 9: 12, 10: 12, 11: 12, 12: 12}
+    assert num_more[second.true_rewards == 9] == 3
 
 
 def test_a_single_row_does_not_follow_itself() -> None:

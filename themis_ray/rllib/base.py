@@ -118,8 +118,26 @@ class PreferenceAlgorithm(Algorithm):
         Args:
             start_step: Env steps before the round that has just been sampled.
         """
-        del start_step
-        return self.loop.hold_session_if_due(self.env_steps)
+        loop = self.loop
+        was_fitted = loop.has_fitted_reward
+        if loop.hold_session_if_due(self.env_steps):
+            self._pay_anew()
+            if not was_fitted:
+                self._reset_critics()
+            return True
+        has_explored = start_step < loop.num_steps_before_feedback <= self.env_steps
+        if has_explored and not loop.settings.learn_reward and not self.is_pretraining:
+            self._reset_critics()
+        return False
+
+    def _pay_anew(self) -> None:
+        """Predict what is kept of earlier rounds again, after a fit."""
+
+    def _reset_critics(self) -> None:
+        """Forget the values that exploration's rewards taught; the policy stays (PEBBLE)."""
+        if self.loop.num_steps_before_feedback > self.loop.num_seed_steps:
+            self.learner_group.foreach_learner(lambda learner: learner.reset_critics())
+            self._sync_weights()
 
     def start_from_reference(self) -> None:
         """Start the policy from the weights of `algorithm.reference`, once; a restored algorithm has its own.

@@ -12,7 +12,7 @@ from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 
 from themis_ray.data import EpisodeChunk
 from themis_ray.envs import RESET_SEED
-from themis_ray.rllib.replay import Transitions
+from themis_ray.rllib.replay import Piece, Transitions
 
 __all__ = ["attach_column", "to_chunk", "to_transitions"]
 
@@ -52,7 +52,15 @@ def to_transitions(episodes: Sequence[SingleAgentEpisode]) -> Transitions:
         flags = np.zeros(num_steps, np.bool_)
         flags[-1] = episode.is_terminated
         terminated.append(flags)
-    return Transitions(*(np.concatenate(x) for x in (observations, next_observations, actions, rewards, terminated)))
+    pieces = [Piece(episode.id_, len(episode), episode.is_done) for episode in episodes]
+    return Transitions(
+        np.concatenate(observations),
+        np.concatenate(next_observations),
+        np.concatenate(actions),
+        np.concatenate(rewards),
+        np.concatenate(terminated),
+        pieces,
+    )
 
 
 def attach_column(episode: SingleAgentEpisode, name: str, values: Any) -> None:

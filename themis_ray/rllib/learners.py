@@ -42,6 +42,14 @@ class PolicyLearner(PPOTorchLearner):
         """Return what the optimiser steps: everything but the frozen reference."""
         return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
+    def reset_critics(self) -> None:
+        """Draw a new value function and forget the moments that Adam kept of the old one; the policy stays."""
+        self._weights_seq_no += 1  # An env runner takes weights only when they are newer than its own.
+        parameters = self.module[DEFAULT_MODULE_ID].unwrapped().reset_values()
+        for _, optimizer in self.get_optimizers_for_module(DEFAULT_MODULE_ID):
+            for parameter in parameters:
+                optimizer.state.pop(parameter, None)
+
     def compute_loss_for_module(self, *, module_id: str, config: Any, batch: Any, fwd_out: Any) -> torch.Tensor:
         """Return PPO's loss, with the divergence from the reference added."""
         loss: torch.Tensor = super().compute_loss_for_module(

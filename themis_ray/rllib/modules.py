@@ -218,6 +218,16 @@ class PPOModule(TorchRLModule, ValueFunctionAPI):
         encoder = self.pi_encoder if self.is_shared else self.vf_encoder
         return self.vf(encoder(batch[Columns.OBS])).squeeze(-1)  # type: ignore[no-any-return]
 
+    def reset_values(self) -> list[nn.Parameter]:
+        """Draw a new value function and return its parameters; an encoder that the policy uses too stays (B-Pref)."""
+        _orthogonal(self.vf, 1.0)
+        parameters = list(self.vf.parameters())
+        if not self.is_shared:
+            fresh = Encoder(self.observation_space, self.model_config["hidden_sizes"], activation=nn.Tanh)
+            self.vf_encoder.load_state_dict(fresh.state_dict())
+            parameters += self.vf_encoder.parameters()
+        return parameters
+
 
 class SACModule(TorchRLModule, InferenceOnlyAPI):
     """Squashed-Gaussian or categorical policy and twin critics (Haarnoja et al. 2018; Christodoulou 2019).

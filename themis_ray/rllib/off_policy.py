@@ -73,19 +73,9 @@ class ReplayAlgorithm(PreferenceAlgorithm):
         if phase == "preference" and (loop.has_fitted_reward or not loop.settings.learn_reward):
             self._run_owed_updates(len(transitions), is_exploring=False)
 
-    def _hold_session_if_due(self, start_step: int) -> bool:
-        loop = self.loop
-        was_fitted = loop.has_fitted_reward
-        if loop.hold_session_if_due(self.env_steps):
-            self._settle()
-            self.replay.relabel(loop.predict)
-            if not was_fitted:
-                self._reset_critics()
-            return True
-        has_explored = start_step < loop.num_steps_before_feedback <= self.env_steps
-        if has_explored and not loop.settings.learn_reward and not self.is_pretraining:
-            self._reset_critics()
-        return False
+    def _pay_anew(self) -> None:
+        self._settle()
+        self.replay.relabel(self.loop.predict)
 
     def _settle(self) -> None:
         """Wait for the last round's prediction and store its transitions."""
@@ -98,12 +88,6 @@ class ReplayAlgorithm(PreferenceAlgorithm):
             rewards = self.loop.collect(pending)
             self.loop.count_predicted_returns(episodes, rewards)
         self.replay.add(transitions, rewards)
-
-    def _reset_critics(self) -> None:
-        """Forget the values that exploration's rewards taught; the policy stays (PEBBLE)."""
-        if self.loop.num_steps_before_feedback > self.loop.num_seed_steps:
-            self.learner_group.foreach_learner(lambda learner: learner.reset_critics())
-            self._sync_weights()
 
     def _run_owed_updates(self, num_new_steps: int, *, is_exploring: bool) -> None:
         loop = self.loop

@@ -6,18 +6,27 @@ sample is one fancy index per column (docs/performance.md has the figures).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ReplayBuffer", "Transitions"]
+__all__ = ["Piece", "ReplayBuffer", "Transitions"]
 
 Predict = Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float32]]
 RELABEL_CHUNK_BYTES = 2**28
+
+
+class Piece(NamedTuple):
+    """Consecutive steps of one episode."""
+
+    episode_id: str
+    num_steps: int
+    is_done: bool
+    """Whether the episode ends with the last of them, for good or cut off."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,7 @@ class Transitions:
         actions: (N, *action_shape), as the policy gave them (Box: normalised to [-1, 1]).
         true_rewards: (N,) float32, from the environment.
         terminated: (N,) bool, whether the step ended its episode for good.
+        pieces: Which steps follow each other, in order; without them no step is known to follow another.
     """
 
     observations: NDArray[Any]
@@ -37,6 +47,7 @@ class Transitions:
     actions: NDArray[Any]
     true_rewards: NDArray[np.float32]
     terminated: NDArray[np.bool_]
+    pieces: Sequence[Piece] = ()
 
     def __len__(self) -> int:
         return len(self.true_rewards)
@@ -51,13 +62,17 @@ class ReplayBuffer:
         action_space: Gives the shape of an action; Discrete is stored as int64.
     """
 
-    _COLUMNS = ("observations", "next_observations", "actions", "true_rewards", "predicted_rewards", "terminated")
+    _COLUMNS = (
+        *("observations", "next_observations", "actions", "true_rewards", "predicted_rewards", "terminated"),
+        "rows_to_next",
+    )
 
     def __init__(self, capacity: int, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> None:
         assert observation_space.shape is not None
         self.capacity = capacity
         self.size = 0
-        self._position = 0
+        self._num_added = 0
+        self._newest: dict[str, int] = {}  # of each running episode, as a count of rows added
         shape = observation_space.shape
         is_discrete = isinstance(action_space, gym.spaces.Discrete)
         action_shape = () if is_discrete else tuple(action_space.shape or ())
@@ -68,6 +83,11 @@ class ReplayBuffer:
         self.true_rewards = np.zeros(capacity, np.float32)
         self.predicted_rewards = np.zeros(capacity, np.float32)
         self.terminated = np.zeros(capacity, np.float32)
+        self.rows_to_next = np.zeros(capacity, np.int64)  # 0: nothing follows, as yet
+
+    @property
+    def _position(self) -> int:
+        return self._num_added % self.capacity
 
     @classmethod
     def fitting_capacity(
@@ -87,8 +107,24 @@ class ReplayBuffer:
         self.true_rewards[rows] = transitions.true_rewards
         self.terminated[rows] = transitions.terminated
         self.predicted_rewards[rows] = predicted_rewards
-        self._position = int((self._position + len(rows)) % self.capacity)
+        self.rows_to_next[rows] = 0
+        self._link(transitions.pieces)
+        self._num_added += len(rows)
         self.size = min(self.capacity, self.size + len(rows))
+
+    def _link(self, pieces: Sequence[Piece]) -> None:
+        """Note which of the rows that are being added follows which; several environments take turns in the replay."""
+        first = self._num_added
+        stop = first + sum(piece.num_steps for piece in pieces)
+        for episode_id, num_steps, is_done in pieces:
+            last = first + num_steps - 1
+            self.rows_to_next[np.arange(first, last) % self.capacity] = 1
+            before = self._newest.pop(episode_id, None)
+            if before is not None and stop - before <= self.capacity:  # it is still there
+                self.rows_to_next[before % self.capacity] = first - before
+            if not is_done:
+                self._newest[episode_id] = last
+            first = last + 1
 
     def sample_rows(self, num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Draw row numbers uniformly with replacement, shape (num_rows,)."""
@@ -99,8 +135,7 @@ class ReplayBuffer:
     ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
         """Follow rows for up to n steps in all (Sutton 1988; without correction for the policy, as in Rainbow).
 
-        A row is followed by the next one if it ended in the observation in which that one began and not for good; rows
-        that break off sooner count fewer steps.
+        Rows whose episode ends sooner, or goes on after the newest row, count fewer steps.
 
         Args:
             rows: (N,) where to begin.
@@ -115,11 +150,8 @@ class ReplayBuffer:
         num_more = np.zeros(len(rows), np.int64)
         active = np.arange(len(rows))
         for k in range(1, n):
-            following = (last[active] + 1) % self.size
-            ends, begins = self.next_observations[last[active]], self.observations[following]
-            is_same = (ends == begins).all(axis=tuple(range(1, ends.ndim))) & (following != rows[active])
-            goes_on = is_same & (self.terminated[last[active]] == 0)
-            active, following = active[goes_on], following[goes_on]
+            active = active[self.rows_to_next[last[active]] > 0]
+            following = (last[active] + self.rows_to_next[last[active]]) % self.capacity
             returns[active] += gamma**k * rewards[following]
             last[active], num_more[active] = following, k
         return returns, last, num_more
@@ -137,13 +169,18 @@ class ReplayBuffer:
         return {**columns, "position": self._position}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Put back what `get_state` returned, bit for bit; the newest rows where another buffer's capacity differs."""
+        """Put back what `get_state` returned, bit for bit; the newest rows where another buffer's capacity differs.
+
+        Episodes that were running go on nowhere.
+        """
         num_rows, position = len(state["true_rewards"]), state["position"]
         rows: slice | NDArray[np.int64] = slice(num_rows)
         if num_rows > self.capacity or (num_rows < self.capacity and position < num_rows):
             rows = np.roll(np.arange(num_rows), -position)[-self.capacity :]  # oldest first
             position = len(rows) % self.capacity
-        self._position = position
+        self._num_added, self._newest = position, {}
         self.size = min(num_rows, self.capacity)
+        self.rows_to_next[: self.size] = 0  # for states without it
         for name in self._COLUMNS:
-            getattr(self, name)[: self.size] = state[name][rows]
+            if name in state:
+                getattr(self, name)[: self.size] = state[name][rows]
