@@ -14,7 +14,7 @@ import numpy as np
 
 from themis_ray.errors import ConfigError, TeacherError
 
-__all__ = ["CallBudget", "ChatEndpoint", "Reply", "retry_after_s"]
+__all__ = ["CallBudget", "ChatEndpoint", "Reply", "Spending", "retry_after_s"]
 
 T = TypeVar("T")
 
@@ -93,6 +93,21 @@ class CallBudget:
         return self.cost < self.max_cost and expected <= self.max_cost * (1.0 + RELATIVE_TOLERANCE)
 
 
+@dataclass
+class Spending:
+    """Calls, what they cost together, and the cost of the dearest of them."""
+
+    num_calls: int = 0
+    cost: float = 0.0
+    dearest: float = 0.0
+
+    def add(self, other: Spending) -> None:
+        """Adds what was spent elsewhere."""
+        self.num_calls += other.num_calls
+        self.cost += other.cost
+        self.dearest = max(self.dearest, other.dearest)
+
+
 @dataclass(frozen=True)
 class Reply(Generic[T]):
     """What came of one question.
@@ -101,15 +116,11 @@ class Reply(Generic[T]):
         value: What was read from the answer; None unless answered.
         outcome: answered; unclear, when no answer could be read; unreachable, when none came; limit, when the budget
             was spent; stopped, when it was given up.
-        num_calls: Calls made for it.
-        cost: Their cost.
         problem: The last thing that went wrong, in words.
     """
 
     value: T | None
     outcome: Literal["answered", "unclear", "unreachable", "limit", "stopped"]
-    num_calls: int
-    cost: float
     problem: str = ""
 
 
@@ -173,6 +184,7 @@ class ChatEndpoint:
         read: Callable[[str], T | None],
         rng: np.random.Generator,
         stop: threading.Event,
+        spending: Spending,
     ) -> Reply[T]:
         """Asks one question until there is an answer, and says what came of it.
 
@@ -186,27 +198,29 @@ class ChatEndpoint:
             read: Returns the value of an answer's text, None where it has none.
             rng: Draws the waiting times.
             stop: Once set, no call is started and no waiting goes on.
+            spending: Each call is added to it, also when the question ends in an error.
 
         Raises:
             TeacherError: The endpoint refuses the question or the key, or reports no usage to compute a cost from.
         """
-        num_calls, cost, call = 0, 0.0, _Call(None, "", is_reached=False)
+        call = _Call(None, "", is_reached=False)
         for attempt in range(self._max_retries + 1):
             if stop.is_set():
-                return Reply(None, "stopped", num_calls, cost, call.problem)
+                return Reply(None, "stopped", call.problem)
             if not self.budget.start():
-                return Reply(None, "limit", num_calls, cost, call.problem)
+                return Reply(None, "limit", call.problem)
+            spending.add(Spending(num_calls=1))
             call = self._call(client, messages)
-            num_calls, cost = num_calls + 1, cost + call.cost
+            spending.add(Spending(cost=call.cost, dearest=call.cost))
             value = None if call.text is None else read(call.text)
             if value is not None:
-                return Reply(value, "answered", num_calls, cost)
+                return Reply(value, "answered")
             if call.rest_s > MAX_RETRY_AFTER_S:
                 break
             if not call.is_reached and attempt < self._max_retries:
                 delay_s = min(MAX_DELAY_S, FIRST_DELAY_S * 2.0**attempt) * rng.uniform(0.5, 1.0)
                 stop.wait(max(delay_s, call.rest_s))
-        return Reply(None, "unclear" if call.is_reached else "unreachable", num_calls, cost, call.problem)
+        return Reply(None, "unclear" if call.is_reached else "unreachable", call.problem)
 
     def _call(self, client: httpx.Client, messages: list[Message]) -> _Call:
         """Makes one call and books its cost, whatever comes of it."""

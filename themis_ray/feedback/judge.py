@@ -29,7 +29,7 @@ from themis_ray.clips import Replayer, replay_order
 from themis_ray.data import Choice, Query, Segment, mirrored
 from themis_ray.envs import EnvConfig
 from themis_ray.errors import DataError, TeacherError
-from themis_ray.feedback.chat_endpoint import CallBudget, ChatEndpoint, Message, Reply
+from themis_ray.feedback.chat_endpoint import CallBudget, ChatEndpoint, Message, Reply, Spending
 from themis_ray.feedback.teachers import RecentReturns, agreed
 
 __all__ = ["AnswerCache", "JudgeParameters", "JudgeTeacher", "read_choice"]
@@ -91,8 +91,8 @@ def read_choice(text: str) -> Choice | None:
 class AnswerCache:
     """Paid answers by query id, appended to a JSONL file as they come, so that no query is paid twice.
 
-    Each line holds query_id, choice (null where calls were paid that gave no answer), num_calls, cost, model and
-    answered_at. Lines that cannot be read, such as the unfinished last one of a killed run, are asked again.
+    Each line holds query_id, choice (null where calls gave no answer), num_calls, cost, dearest (the cost of the dearest
+    call), model and answered_at. Lines that cannot be read, such as the unfinished last one of a killed run, are asked again.
 
     Args:
         path: The file; None keeps answers in memory.
@@ -105,16 +105,14 @@ class AnswerCache:
     def __init__(self, path: Path | None, model: str) -> None:
         self.path = path
         self.answers: dict[str, Choice] = {}
-        self.num_calls = 0
-        self.cost = 0.0
-        self.dearest = 0.0
+        self.spending = Spending()
         self._model = model
         self._lock = threading.Lock()
         self._needs_line_break = False
         if path is not None and path.exists():
             self._load(path)
 
-    def add(self, query_id: str, choice: Choice | None, num_calls: int, cost: float) -> None:
+    def add(self, query_id: str, choice: Choice | None, spending: Spending) -> None:
         """Keeps an answer and what it took; safe from several threads.
 
         Raises:
@@ -124,13 +122,14 @@ class AnswerCache:
         line = {
             "query_id": query_id,
             "choice": None if choice is None else str(choice),
-            "num_calls": num_calls,
-            "cost": cost,
+            "num_calls": spending.num_calls,
+            "cost": spending.cost,
+            "dearest": spending.dearest,
             "model": self._model,
             "answered_at": now,
         }
         with self._lock:
-            self._count(query_id, choice, num_calls, cost)
+            self._count(query_id, choice, spending)
             if self.path is not None:
                 self._append(self.path, json.dumps(line))
 
@@ -157,20 +156,26 @@ class AnswerCache:
             try:
                 row = json.loads(line)
                 choice = None if row["choice"] is None else Choice(row["choice"])
-                self._count(str(row["query_id"]), choice, int(row["num_calls"]), float(row["cost"]))
+                self._count(str(row["query_id"]), choice, _spending(row))
             except (ValueError, KeyError, TypeError):
                 num_broken += bool(line.strip())
         self._needs_line_break = bool(text) and not text.endswith("\n")
         if num_broken:
             logger.warning("%d lines of %s cannot be read; their queries are asked again.", num_broken, path)
 
-    def _count(self, query_id: str, choice: Choice | None, num_calls: int, cost: float) -> None:
+    def _count(self, query_id: str, choice: Choice | None, spending: Spending) -> None:
         if choice is not None:
             self.answers[query_id] = choice
-        self.num_calls += num_calls
-        self.cost += cost
-        if num_calls:
-            self.dearest = max(self.dearest, cost / num_calls)
+        self.spending.add(spending)
+
+
+def _spending(row: dict[str, Any]) -> Spending:
+    """Returns what a line of the file says was spent.
+
+    Lines of older versions do not tell the dearest call. It cost no more than all of them, so no limit is passed.
+    """
+    cost = max(0.0, float(row["cost"]))
+    return Spending(int(row["num_calls"]), cost, float(row.get("dearest", cost)))
 
 
 class JudgeTeacher:
@@ -204,8 +209,9 @@ class JudgeTeacher:
         self.name = f"judge:{parameters.model}"
         self.parameters = parameters
         self.cache = AnswerCache(cache_path, parameters.model)
+        before = self.cache.spending
         self.budget = CallBudget(
-            parameters.max_calls, parameters.max_cost, self.cache.num_calls, self.cache.cost, self.cache.dearest
+            parameters.max_calls, parameters.max_cost, before.num_calls, before.cost, before.dearest
         )
         self._endpoint = ChatEndpoint(
             parameters.url,
@@ -279,15 +285,29 @@ class JudgeTeacher:
     ) -> Reply[Choice]:
         messages = make_messages(self.parameters.prompt, clips[query.left.id], clips[query.right.id])
         try:
-            reply = self._endpoint.ask(client, messages, read_choice, rng, stop)
+            return self._ask_and_keep(client, query, messages, rng, stop)
         except Exception:
             # Here and not where results are gathered: the next question would have been sent by then.
             stop.set()
             raise
-        choice = Choice.SKIP if reply.outcome == "unclear" else reply.value
-        if choice is not None or reply.cost:
-            self.cache.add(query.id, choice, reply.num_calls, reply.cost)
-        return reply
+
+    def _ask_and_keep(
+        self,
+        client: httpx.Client,
+        query: Query,
+        messages: list[Message],
+        rng: np.random.Generator,
+        stop: threading.Event,
+    ) -> Reply[Choice]:
+        spending, choice = Spending(), None
+        try:
+            reply = self._endpoint.ask(client, messages, read_choice, rng, stop, spending)
+            choice = Choice.SKIP if reply.outcome == "unclear" else reply.value
+            return reply
+        finally:
+            # Whatever comes of the question: the limits of a resumed run count its calls too.
+            if spending.num_calls:
+                self.cache.add(query.id, choice, spending)
 
     def _judge_replies(self, replies: list[Reply[Choice]]) -> None:
         """Tells what went wrong.
