@@ -185,9 +185,10 @@ def test_answers_are_read_leniently_and_never_guessed(text, choice):
         {"usage": USAGE},
         ["left"],
         "no json {",
+        "[" * 200_000,
         "",
     ],
-    ids=["words", "null", "empty", "no-choices", "no-answer", "list", "broken", "nothing"],
+    ids=["words", "null", "empty", "no-choices", "no-answer", "list", "broken", "deep", "nothing"],
 )
 def test_an_unreadable_answer_is_asked_again_then_skipped(server, garbage, caplog):
     server.reply = lambda server, request: garbage if request["number"] < 2 else choose("right")

@@ -24,6 +24,8 @@ MAX_DELAY_S = 60.0
 MAX_RETRY_AFTER_S = 600.0
 RETRIED_STATUS = frozenset({408, 409, 425, 429})
 MAX_SHOWN_CHARACTERS = 200
+# A count of tokens above this is no count.
+MAX_TOKENS = 10**12
 # Sums of prices are not exact; a limit of 0.3 allows three calls of 0.1.
 RELATIVE_TOLERANCE = 1e-9
 
@@ -223,7 +225,10 @@ class ChatEndpoint:
         return Reply(None, "unclear" if call.is_reached else "unreachable", call.problem)
 
     def _call(self, client: httpx.Client, messages: list[Message]) -> _Call:
-        """Makes one call and books its cost, whatever comes of it."""
+        """Makes one call and books its cost, whatever comes of it.
+
+        An answer that is not waited for may be charged all the same, so it counts as the dearest so far.
+        """
         cost = 0.0
         try:
             response = client.post(self.url, json={"model": self.model, "messages": messages})
@@ -235,7 +240,9 @@ class ChatEndpoint:
             problem = "" if text is not None else f"no text in the answer: {self._show(response.text)}"
             return _Call(text, problem, is_reached=True, cost=cost)
         except httpx.RequestError as error:
-            return _Call(None, self._show(f"{type(error).__name__}: {error}"), is_reached=False)
+            if isinstance(error, httpx.ReadTimeout):
+                cost = self.budget.dearest
+            return _Call(None, self._show(f"{type(error).__name__}: {error}"), is_reached=False, cost=cost)
         finally:
             self.budget.finish(cost)
 
@@ -262,11 +269,8 @@ class ChatEndpoint:
         Raises:
             TeacherError: There is a limit of cost, and nothing to compute the first cost from.
         """
-        usage = body.get("usage")
-        sent, received = (
-            usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")
-        )
-        if isinstance(sent, int) and isinstance(received, int):
+        sent, received = _num_tokens(body, "prompt_tokens"), _num_tokens(body, "completion_tokens")
+        if sent is not None and received is not None:
             return sent / 1000.0 * self._prices[0] + received / 1000.0 * self._prices[1]
         if self.budget.max_cost is not None and self.budget.dearest == 0.0 and body:
             raise TeacherError(
@@ -287,9 +291,16 @@ def _json_object(response: httpx.Response) -> dict[str, Any]:
     """Returns the object in a body, an empty one where there is none."""
     try:
         body = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return body if isinstance(body, dict) else {}
+
+
+def _num_tokens(body: dict[str, Any], name: str) -> int | None:
+    """Returns a count of tokens that a body reports; None where it reports none, or a number that is none."""
+    usage = body.get("usage")
+    number = usage.get(name) if isinstance(usage, dict) else None
+    return number if isinstance(number, int) and 0 <= number <= MAX_TOKENS else None
 
 
 def _answer_text(body: dict[str, Any]) -> str | None:

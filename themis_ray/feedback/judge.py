@@ -91,8 +91,9 @@ def read_choice(text: str) -> Choice | None:
 class AnswerCache:
     """Paid answers by query id, appended to a JSONL file as they come, so that no query is paid twice.
 
-    Each line holds query_id, choice (null where calls gave no answer), num_calls, cost, dearest (the cost of the dearest
-    call), model and answered_at. Lines that cannot be read, such as the unfinished last one of a killed run, are asked again.
+    Each line holds query_id, choice (null where calls gave no answer), num_calls, cost, dearest (the cost of the
+    dearest call), model and answered_at. Lines that cannot be read, such as the unfinished last one of a killed run,
+    are asked again.
 
     Args:
         path: The file; None keeps answers in memory.
