@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from chat_server import KEY, PRICES, ask, by_brightness, completion, judge, make_queries
+from chat_server import KEY, PRICES, ask, by_brightness, choose, completion, judge, make_queries
 
 from themis_ray.config import load_config
 from themis_ray.data import Choice
@@ -23,7 +23,7 @@ def test_a_resumed_run_never_pays_twice(server, tmp_path):
     assert resumed.budget.cost == pytest.approx(6.0)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert {row["query_id"]: row["choice"] for row in rows} == {q.id: c for q, c in zip(queries, expected, strict=True)}
-    fields = {"query_id", "choice", "num_calls", "cost", "dearest", "model", "answered_at"}
+    fields = {"query_id", "choice", "num_calls", "cost", "dearest", "model", "asked", "answered_at"}
     assert all(set(row) == fields for row in rows)
     assert KEY not in path.read_text()
 
@@ -95,6 +95,22 @@ def test_a_file_of_an_older_version_is_read(server, tmp_path):
     assert not server.requests
 
 
+@pytest.mark.parametrize("change", [{"model": "oracle"}, {"prompt": "Be dark."}, {"num_frames": 2}])
+def test_answers_of_another_model_or_to_another_question_are_not_taken(server, tmp_path, caplog, change):
+    path = tmp_path / "answers.jsonl"
+    query = make_queries(1)[0]
+    server.reply = lambda server, request: choose("left" if request["number"] == 0 else "right")
+    assert ask(judge(server, path, **PRICES), query) == [Choice.LEFT]
+    other = judge(server, path, **PRICES, **change)
+    assert "1 answers in" in caplog.text
+    assert (other.budget.num_calls, other.budget.cost) == (1, 1.0)
+    assert ask(other, query) == [Choice.RIGHT]
+    # Both are kept, each for its own.
+    assert ask(judge(server, path, **PRICES), query) == [Choice.LEFT]
+    assert ask(judge(server, path, **PRICES, **change), query) == [Choice.RIGHT]
+    assert len(server.requests) == 2
+
+
 def test_skips_for_want_of_money_are_not_kept(server, tmp_path):
     path = tmp_path / "answers.jsonl"
     queries, expected = make_queries(3)
@@ -148,4 +164,4 @@ def test_a_torn_line_is_asked_again(server, tmp_path, caplog):
 
 def test_a_file_that_cannot_be_read_is_told(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
-        AnswerCache(tmp_path, "seer")
+        AnswerCache(tmp_path, "seer", "")

@@ -8,6 +8,7 @@ and that asking in both orders tells, from Zheng et al. 2023, "Judging LLM-as-a-
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import logging
 import os
@@ -92,22 +93,24 @@ class AnswerCache:
     """Paid answers by query id, appended to a JSONL file as they come, so that no query is paid twice.
 
     Each line holds query_id, choice (null where calls gave no answer), num_calls, cost, dearest (the cost of the
-    dearest call), model and answered_at. Lines that cannot be read, such as the unfinished last one of a killed run,
-    are asked again.
+    dearest call), model, asked and answered_at. Lines that cannot be read, such as the unfinished last one of a killed
+    run, are asked again. So are those of another model, or asked something else; what they cost still counts.
 
     Args:
         path: The file; None keeps answers in memory.
-        model: Written to each line.
+        model: Whose answers these are.
+        asked: A digest of how they are asked. Lines of older versions have none and fit any.
 
     Raises:
         DataError: There is such a file, and it cannot be read.
     """
 
-    def __init__(self, path: Path | None, model: str) -> None:
+    def __init__(self, path: Path | None, model: str, asked: str) -> None:
         self.path = path
         self.answers: dict[str, Choice] = {}
         self.spending = Spending()
         self._model = model
+        self._asked = asked
         self._lock = threading.Lock()
         self._needs_line_break = False
         if path is not None and path.exists():
@@ -127,6 +130,7 @@ class AnswerCache:
             "cost": spending.cost,
             "dearest": spending.dearest,
             "model": self._model,
+            "asked": self._asked,
             "answered_at": now,
         }
         with self._lock:
@@ -152,17 +156,26 @@ class AnswerCache:
             raise DataError(
                 f"the judge's answers in {path} cannot be read ({error.strerror}). Move it away to ask again."
             ) from error
-        num_broken = 0
+        num_broken, num_others = 0, 0
         for line in text.splitlines():
             try:
                 row = json.loads(line)
                 choice = None if row["choice"] is None else Choice(row["choice"])
+                if (row["model"], row.get("asked", self._asked)) != (self._model, self._asked):
+                    num_others += choice is not None
+                    choice = None
                 self._count(str(row["query_id"]), choice, _spending(row))
             except (ValueError, KeyError, TypeError):
                 num_broken += bool(line.strip())
         self._needs_line_break = bool(text) and not text.endswith("\n")
         if num_broken:
             logger.warning("%d lines of %s cannot be read; their queries are asked again.", num_broken, path)
+        if num_others:
+            logger.warning(
+                "%d answers in %s are of another model, prompt or number of frames; their queries are asked again.",
+                num_others,
+                path,
+            )
 
     def _count(self, query_id: str, choice: Choice | None, spending: Spending) -> None:
         if choice is not None:
@@ -209,7 +222,7 @@ class JudgeTeacher:
     ) -> None:
         self.name = f"judge:{parameters.model}"
         self.parameters = parameters
-        self.cache = AnswerCache(cache_path, parameters.model)
+        self.cache = AnswerCache(cache_path, parameters.model, _digest(parameters))
         before = self.cache.spending
         self.budget = CallBudget(
             parameters.max_calls, parameters.max_cost, before.num_calls, before.cost, before.dearest
@@ -357,6 +370,11 @@ class JudgeTeacher:
     def _encode_clip(self, segment: Segment, replayer: Replayer) -> list[str]:
         steps = np.linspace(0, len(segment) - 1, min(self.parameters.num_frames, len(segment))).round().astype(np.int64)
         return [_png_url(frame) for frame in replayer.frames(segment, steps.tolist())]
+
+
+def _digest(parameters: JudgeParameters) -> str:
+    """Returns a few characters that change with what a model is shown and told."""
+    return hashlib.sha256(json.dumps([parameters.prompt, parameters.num_frames]).encode()).hexdigest()[:12]
 
 
 def make_messages(prompt: str, left: list[str], right: list[str]) -> list[Message]:
