@@ -43,11 +43,16 @@ INSTRUCTIONS = (
     'Answer with JSON only: {"choice": "left"}, {"choice": "right"}, {"choice": "equal"} or {"choice": "skip"}.'
 )
 _WORDS = "|".join(Choice)
-_OBJECT = re.compile(r"\{[^{}]*\}")
-_PAIR = re.compile(rf"\bchoice\b(?:\W+is\b)?\W*\b({_WORDS})\b", re.IGNORECASE)
-_LAST_WORD = re.compile(
-    rf"^\W*(?:(?:my |the |final )*(?:answer|preference)\b(?: is)?)?\W*({_WORDS})\W*$", re.IGNORECASE
+# Objects may hold others, one level deep.
+_OBJECT = re.compile(r"\{(?:[^{}]|\{[^{}]*\})*\}")
+# `choice: left`, with the alternatives that the same sentence may add: `left|right`, `left or maybe equal`.
+_BETWEEN = r"[^\w.\n]+(?:(?:and|but|nor|not|or)\b[^\w.\n]+(?:\w+[^\w.\n]+)?)?"
+_PAIR = re.compile(
+    rf"\b(?:choice|answer|preference)\b(?:\W+is\b)?\W*\b((?:{_WORDS})\b(?:{_BETWEEN}(?:{_WORDS})\b)*)", re.IGNORECASE
 )
+_LAST_LINE = re.compile(rf"(?:(?:my |the |final )*(?:answer|preference)(?: is)? )?({_WORDS})")
+# What may stand behind the JSON that ends a text: white space, the end of a code block, a full stop.
+_END = re.compile(r"[\s`.]*")
 
 
 @dataclass(frozen=True)
@@ -71,22 +76,42 @@ class JudgeParameters:
 def read_choice(text: str) -> Choice | None:
     """Returns the choice in a model's answer, None where there is none or it contradicts itself.
 
-    It is looked for as JSON with a key `choice`, then as `choice: left` or `choice is left`, then as the only word of
-    the last line. Models may reason before they answer, so the last JSON counts.
+    JSON with a key `choice` that ends the text is the answer, whatever reasoning stands before it. Otherwise choices
+    are looked for as JSON, as `choice: left`, `choice is left` or the same with `answer` or `preference`, and as the
+    only word of the last line; they have to be the same.
     """
-    for candidate in reversed(_OBJECT.findall(text)):
-        try:
-            fields = {str(key).lower(): value for key, value in json.loads(candidate).items()}
-        except ValueError:
+    found: set[str] = set()
+    prose: list[str] = []
+    start = 0
+    for candidate in _OBJECT.finditer(text):
+        word = _json_choice(candidate.group())
+        if word is None:
             continue
-        word = fields.get("choice")
-        if isinstance(word, str) and word.strip().lower() in set(Choice):
-            return Choice(word.strip().lower())
-    words = {word.lower() for word in _PAIR.findall(text)}
-    if not words:
-        lines = text.strip().splitlines()
-        words = {word.lower() for word in _LAST_WORD.findall(lines[-1])} if lines else set()
-    return Choice(words.pop()) if len(words) == 1 else None
+        if _END.fullmatch(text, candidate.end()):
+            return Choice(word)
+        found.add(word)
+        prose.append(text[start : candidate.start()])
+        start = candidate.end()
+    # A word in the place of each JSON, so that what is around it is not read as one phrase.
+    rest = " JSON ".join([*prose, text[start:]])
+    for phrase in _PAIR.findall(rest):
+        found.update(re.findall(rf"\b(?:{_WORDS})\b", phrase.lower()))
+    lines = rest.strip().splitlines()
+    last = _LAST_LINE.fullmatch(" ".join(re.findall(r"[^\W_]+", lines[-1].lower()))) if lines else None
+    if last is not None:
+        found.add(last.group(1))
+    return Choice(found.pop()) if len(found) == 1 else None
+
+
+def _json_choice(text: str) -> str | None:
+    """Returns the choice that a JSON object names; None where it names none, or several."""
+    try:
+        pairs = json.loads(text, object_pairs_hook=list)
+    except (ValueError, RecursionError):
+        return None
+    named = {str(value).strip().lower() for key, value in pairs if key.lower() == "choice"}
+    word = named.pop() if len(named) == 1 else ""
+    return word if word in set(Choice) else None
 
 
 class AnswerCache:
