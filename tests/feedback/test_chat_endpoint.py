@@ -8,6 +8,7 @@ import pytest
 from chat_server import (
     KEY,
     PRICES,
+    USAGE,
     USUAL_DELAY_S,
     FakeEndpoint,
     ask,
@@ -185,3 +186,31 @@ def test_a_limit_of_cost_needs_reported_tokens(server):
     server.reply = lambda server, request: completion('{"choice": "left"}', usage=None)
     with pytest.raises(TeacherError, match="does not report the tokens"):
         ask(judge(server, max_cost=3.0, **PRICES), make_queries(1)[0])
+
+
+@pytest.mark.parametrize("num_tokens", [10**400, -(10**6), 0.5, "500"], ids=["huge", "negative", "half", "text"])
+@pytest.mark.parametrize("name", ["prompt_tokens", "completion_tokens"])
+def test_a_number_of_tokens_that_is_none_counts_as_the_dearest_call(server, name, num_tokens):
+    odd = completion('{"choice": "left"}', usage={**USAGE, name: num_tokens})
+    server.reply = lambda server, request: odd if request["number"] == 1 else choose("left")
+    teacher = judge(server, max_cost=3.0, max_concurrency=1, **PRICES)
+    assert ask(teacher, make_queries(4)[0]) == [Choice.LEFT] * 3 + [Choice.SKIP]
+    assert teacher.budget.cost == pytest.approx(3.0)
+
+
+def test_a_time_out_counts_as_the_dearest_call(server, tmp_path):
+    release = threading.Event()
+    path = tmp_path / "answers.jsonl"
+
+    def reply(server, request):
+        if request["number"] > 0:
+            release.wait(60)
+        return choose("left")
+
+    server.reply = reply
+    teacher = judge(server, path, max_cost=3.0, max_concurrency=1, timeout_s=0.5, **PRICES)
+    assert ask(teacher, make_queries(3)[0]) == [Choice.LEFT, Choice.SKIP, Choice.SKIP]
+    assert len(server.requests) == 3
+    assert teacher.budget.cost == pytest.approx(3.0)
+    assert judge(server, path).budget.cost == pytest.approx(3.0)
+    release.set()

@@ -14,7 +14,7 @@ import numpy as np
 
 from themis_ray.errors import ConfigError, TeacherError
 
-__all__ = ["CallBudget", "ChatEndpoint", "Reply", "retry_after_s"]
+__all__ = ["CallBudget", "ChatEndpoint", "Reply", "Spending", "retry_after_s"]
 
 T = TypeVar("T")
 
@@ -24,6 +24,8 @@ MAX_DELAY_S = 60.0
 MAX_RETRY_AFTER_S = 600.0
 RETRIED_STATUS = frozenset({408, 409, 425, 429})
 MAX_SHOWN_CHARACTERS = 200
+# A count of tokens above this is no count.
+MAX_TOKENS = 10**12
 # Sums of prices are not exact; a limit of 0.3 allows three calls of 0.1.
 RELATIVE_TOLERANCE = 1e-9
 
@@ -93,6 +95,21 @@ class CallBudget:
         return self.cost < self.max_cost and expected <= self.max_cost * (1.0 + RELATIVE_TOLERANCE)
 
 
+@dataclass
+class Spending:
+    """Calls, what they cost together, and the cost of the dearest of them."""
+
+    num_calls: int = 0
+    cost: float = 0.0
+    dearest: float = 0.0
+
+    def add(self, other: Spending) -> None:
+        """Adds what was spent elsewhere."""
+        self.num_calls += other.num_calls
+        self.cost += other.cost
+        self.dearest = max(self.dearest, other.dearest)
+
+
 @dataclass(frozen=True)
 class Reply(Generic[T]):
     """What came of one question.
@@ -101,15 +118,11 @@ class Reply(Generic[T]):
         value: What was read from the answer; None unless answered.
         outcome: answered; unclear, when no answer could be read; unreachable, when none came; limit, when the budget
             was spent; stopped, when it was given up.
-        num_calls: Calls made for it.
-        cost: Their cost.
         problem: The last thing that went wrong, in words.
     """
 
     value: T | None
     outcome: Literal["answered", "unclear", "unreachable", "limit", "stopped"]
-    num_calls: int
-    cost: float
     problem: str = ""
 
 
@@ -173,6 +186,7 @@ class ChatEndpoint:
         read: Callable[[str], T | None],
         rng: np.random.Generator,
         stop: threading.Event,
+        spending: Spending,
     ) -> Reply[T]:
         """Asks one question until there is an answer, and says what came of it.
 
@@ -186,30 +200,35 @@ class ChatEndpoint:
             read: Returns the value of an answer's text, None where it has none.
             rng: Draws the waiting times.
             stop: Once set, no call is started and no waiting goes on.
+            spending: Each call is added to it, also when the question ends in an error.
 
         Raises:
             TeacherError: The endpoint refuses the question or the key, or reports no usage to compute a cost from.
         """
-        num_calls, cost, call = 0, 0.0, _Call(None, "", is_reached=False)
+        call = _Call(None, "", is_reached=False)
         for attempt in range(self._max_retries + 1):
             if stop.is_set():
-                return Reply(None, "stopped", num_calls, cost, call.problem)
+                return Reply(None, "stopped", call.problem)
             if not self.budget.start():
-                return Reply(None, "limit", num_calls, cost, call.problem)
+                return Reply(None, "limit", call.problem)
+            spending.add(Spending(num_calls=1))
             call = self._call(client, messages)
-            num_calls, cost = num_calls + 1, cost + call.cost
+            spending.add(Spending(cost=call.cost, dearest=call.cost))
             value = None if call.text is None else read(call.text)
             if value is not None:
-                return Reply(value, "answered", num_calls, cost)
+                return Reply(value, "answered")
             if call.rest_s > MAX_RETRY_AFTER_S:
                 break
             if not call.is_reached and attempt < self._max_retries:
                 delay_s = min(MAX_DELAY_S, FIRST_DELAY_S * 2.0**attempt) * rng.uniform(0.5, 1.0)
                 stop.wait(max(delay_s, call.rest_s))
-        return Reply(None, "unclear" if call.is_reached else "unreachable", num_calls, cost, call.problem)
+        return Reply(None, "unclear" if call.is_reached else "unreachable", call.problem)
 
     def _call(self, client: httpx.Client, messages: list[Message]) -> _Call:
-        """Makes one call and books its cost, whatever comes of it."""
+        """Makes one call and books its cost, whatever comes of it.
+
+        An answer that is not waited for may be charged all the same, so it counts as the dearest so far.
+        """
         cost = 0.0
         try:
             response = client.post(self.url, json={"model": self.model, "messages": messages})
@@ -221,7 +240,9 @@ class ChatEndpoint:
             problem = "" if text is not None else f"no text in the answer: {self._show(response.text)}"
             return _Call(text, problem, is_reached=True, cost=cost)
         except httpx.RequestError as error:
-            return _Call(None, self._show(f"{type(error).__name__}: {error}"), is_reached=False)
+            if isinstance(error, httpx.ReadTimeout):
+                cost = self.budget.dearest
+            return _Call(None, self._show(f"{type(error).__name__}: {error}"), is_reached=False, cost=cost)
         finally:
             self.budget.finish(cost)
 
@@ -248,11 +269,8 @@ class ChatEndpoint:
         Raises:
             TeacherError: There is a limit of cost, and nothing to compute the first cost from.
         """
-        usage = body.get("usage")
-        sent, received = (
-            usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")
-        )
-        if isinstance(sent, int) and isinstance(received, int):
+        sent, received = _num_tokens(body, "prompt_tokens"), _num_tokens(body, "completion_tokens")
+        if sent is not None and received is not None:
             return sent / 1000.0 * self._prices[0] + received / 1000.0 * self._prices[1]
         if self.budget.max_cost is not None and self.budget.dearest == 0.0 and body:
             raise TeacherError(
@@ -273,9 +291,16 @@ def _json_object(response: httpx.Response) -> dict[str, Any]:
     """Returns the object in a body, an empty one where there is none."""
     try:
         body = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return body if isinstance(body, dict) else {}
+
+
+def _num_tokens(body: dict[str, Any], name: str) -> int | None:
+    """Returns a count of tokens that a body reports; None where it reports none, or a number that is none."""
+    usage = body.get("usage")
+    number = usage.get(name) if isinstance(usage, dict) else None
+    return number if isinstance(number, int) and 0 <= number <= MAX_TOKENS else None
 
 
 def _answer_text(body: dict[str, Any]) -> str | None:

@@ -8,6 +8,7 @@ and that asking in both orders tells, from Zheng et al. 2023, "Judging LLM-as-a-
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import logging
 import os
@@ -29,7 +30,7 @@ from themis_ray.clips import Replayer, replay_order
 from themis_ray.data import Choice, Query, Segment, mirrored
 from themis_ray.envs import EnvConfig
 from themis_ray.errors import DataError, TeacherError
-from themis_ray.feedback.chat_endpoint import CallBudget, ChatEndpoint, Message, Reply
+from themis_ray.feedback.chat_endpoint import CallBudget, ChatEndpoint, Message, Reply, Spending
 from themis_ray.feedback.teachers import RecentReturns, agreed
 
 __all__ = ["AnswerCache", "JudgeParameters", "JudgeTeacher", "read_choice"]
@@ -42,11 +43,16 @@ INSTRUCTIONS = (
     'Answer with JSON only: {"choice": "left"}, {"choice": "right"}, {"choice": "equal"} or {"choice": "skip"}.'
 )
 _WORDS = "|".join(Choice)
-_OBJECT = re.compile(r"\{[^{}]*\}")
-_PAIR = re.compile(rf"\bchoice\b(?:\W+is\b)?\W*\b({_WORDS})\b", re.IGNORECASE)
-_LAST_WORD = re.compile(
-    rf"^\W*(?:(?:my |the |final )*(?:answer|preference)\b(?: is)?)?\W*({_WORDS})\W*$", re.IGNORECASE
+# Objects may hold others, one level deep.
+_OBJECT = re.compile(r"\{(?:[^{}]|\{[^{}]*\})*\}")
+# `choice: left`, with the alternatives that the same sentence may add: `left|right`, `left or maybe equal`.
+_BETWEEN = r"[^\w.\n]+(?:(?:and|but|nor|not|or)\b[^\w.\n]+(?:\w+[^\w.\n]+)?)?"
+_PAIR = re.compile(
+    rf"\b(?:choice|answer|preference)\b(?:\W+is\b)?\W*\b((?:{_WORDS})\b(?:{_BETWEEN}(?:{_WORDS})\b)*)", re.IGNORECASE
 )
+_LAST_LINE = re.compile(rf"(?:(?:my |the |final )*(?:answer|preference)(?: is)? )?({_WORDS})")
+# What may stand behind the JSON that ends a text: white space, the end of a code block, a full stop.
+_END = re.compile(r"[\s`.]*")
 
 
 @dataclass(frozen=True)
@@ -70,51 +76,72 @@ class JudgeParameters:
 def read_choice(text: str) -> Choice | None:
     """Returns the choice in a model's answer, None where there is none or it contradicts itself.
 
-    It is looked for as JSON with a key `choice`, then as `choice: left` or `choice is left`, then as the only word of
-    the last line. Models may reason before they answer, so the last JSON counts.
+    JSON with a key `choice` that ends the text is the answer, whatever reasoning stands before it. Otherwise choices
+    are looked for as JSON, as `choice: left`, `choice is left` or the same with `answer` or `preference`, and as the
+    only word of the last line; they have to be the same.
     """
-    for candidate in reversed(_OBJECT.findall(text)):
-        try:
-            fields = {str(key).lower(): value for key, value in json.loads(candidate).items()}
-        except ValueError:
+    found: set[str] = set()
+    prose: list[str] = []
+    start = 0
+    for candidate in _OBJECT.finditer(text):
+        word = _json_choice(candidate.group())
+        if word is None:
             continue
-        word = fields.get("choice")
-        if isinstance(word, str) and word.strip().lower() in set(Choice):
-            return Choice(word.strip().lower())
-    words = {word.lower() for word in _PAIR.findall(text)}
-    if not words:
-        lines = text.strip().splitlines()
-        words = {word.lower() for word in _LAST_WORD.findall(lines[-1])} if lines else set()
-    return Choice(words.pop()) if len(words) == 1 else None
+        if _END.fullmatch(text, candidate.end()):
+            return Choice(word)
+        found.add(word)
+        prose.append(text[start : candidate.start()])
+        start = candidate.end()
+    # A word in the place of each JSON, so that what is around it is not read as one phrase.
+    rest = " JSON ".join([*prose, text[start:]])
+    for phrase in _PAIR.findall(rest):
+        found.update(re.findall(rf"\b(?:{_WORDS})\b", phrase.lower()))
+    lines = rest.strip().splitlines()
+    last = _LAST_LINE.fullmatch(" ".join(re.findall(r"[^\W_]+", lines[-1].lower()))) if lines else None
+    if last is not None:
+        found.add(last.group(1))
+    return Choice(found.pop()) if len(found) == 1 else None
+
+
+def _json_choice(text: str) -> str | None:
+    """Returns the choice that a JSON object names; None where it names none, or several."""
+    try:
+        pairs = json.loads(text, object_pairs_hook=list)
+    except (ValueError, RecursionError):
+        return None
+    named = {str(value).strip().lower() for key, value in pairs if key.lower() == "choice"}
+    word = named.pop() if len(named) == 1 else ""
+    return word if word in set(Choice) else None
 
 
 class AnswerCache:
     """Paid answers by query id, appended to a JSONL file as they come, so that no query is paid twice.
 
-    Each line holds query_id, choice (null where calls were paid that gave no answer), num_calls, cost, model and
-    answered_at. Lines that cannot be read, such as the unfinished last one of a killed run, are asked again.
+    Each line holds query_id, choice (null where calls gave no answer), num_calls, cost, dearest (the cost of the
+    dearest call), model, asked and answered_at. Lines that cannot be read, such as the unfinished last one of a killed
+    run, are asked again. So are those of another model, or asked something else; what they cost still counts.
 
     Args:
         path: The file; None keeps answers in memory.
-        model: Written to each line.
+        model: Whose answers these are.
+        asked: A digest of how they are asked. Lines of older versions have none and fit any.
 
     Raises:
         DataError: There is such a file, and it cannot be read.
     """
 
-    def __init__(self, path: Path | None, model: str) -> None:
+    def __init__(self, path: Path | None, model: str, asked: str) -> None:
         self.path = path
         self.answers: dict[str, Choice] = {}
-        self.num_calls = 0
-        self.cost = 0.0
-        self.dearest = 0.0
+        self.spending = Spending()
         self._model = model
+        self._asked = asked
         self._lock = threading.Lock()
         self._needs_line_break = False
         if path is not None and path.exists():
             self._load(path)
 
-    def add(self, query_id: str, choice: Choice | None, num_calls: int, cost: float) -> None:
+    def add(self, query_id: str, choice: Choice | None, spending: Spending) -> None:
         """Keeps an answer and what it took; safe from several threads.
 
         Raises:
@@ -124,13 +151,15 @@ class AnswerCache:
         line = {
             "query_id": query_id,
             "choice": None if choice is None else str(choice),
-            "num_calls": num_calls,
-            "cost": cost,
+            "num_calls": spending.num_calls,
+            "cost": spending.cost,
+            "dearest": spending.dearest,
             "model": self._model,
+            "asked": self._asked,
             "answered_at": now,
         }
         with self._lock:
-            self._count(query_id, choice, num_calls, cost)
+            self._count(query_id, choice, spending)
             if self.path is not None:
                 self._append(self.path, json.dumps(line))
 
@@ -152,25 +181,40 @@ class AnswerCache:
             raise DataError(
                 f"the judge's answers in {path} cannot be read ({error.strerror}). Move it away to ask again."
             ) from error
-        num_broken = 0
+        num_broken, num_others = 0, 0
         for line in text.splitlines():
             try:
                 row = json.loads(line)
                 choice = None if row["choice"] is None else Choice(row["choice"])
-                self._count(str(row["query_id"]), choice, int(row["num_calls"]), float(row["cost"]))
+                if (row["model"], row.get("asked", self._asked)) != (self._model, self._asked):
+                    num_others += choice is not None
+                    choice = None
+                self._count(str(row["query_id"]), choice, _spending(row))
             except (ValueError, KeyError, TypeError):
                 num_broken += bool(line.strip())
         self._needs_line_break = bool(text) and not text.endswith("\n")
         if num_broken:
             logger.warning("%d lines of %s cannot be read; their queries are asked again.", num_broken, path)
+        if num_others:
+            logger.warning(
+                "%d answers in %s are of another model, prompt or number of frames; their queries are asked again.",
+                num_others,
+                path,
+            )
 
-    def _count(self, query_id: str, choice: Choice | None, num_calls: int, cost: float) -> None:
+    def _count(self, query_id: str, choice: Choice | None, spending: Spending) -> None:
         if choice is not None:
             self.answers[query_id] = choice
-        self.num_calls += num_calls
-        self.cost += cost
-        if num_calls:
-            self.dearest = max(self.dearest, cost / num_calls)
+        self.spending.add(spending)
+
+
+def _spending(row: dict[str, Any]) -> Spending:
+    """Returns what a line of the file says was spent.
+
+    Lines of older versions do not tell the dearest call. It cost no more than all of them, so no limit is passed.
+    """
+    cost = max(0.0, float(row["cost"]))
+    return Spending(int(row["num_calls"]), cost, float(row.get("dearest", cost)))
 
 
 class JudgeTeacher:
@@ -203,9 +247,10 @@ class JudgeTeacher:
     ) -> None:
         self.name = f"judge:{parameters.model}"
         self.parameters = parameters
-        self.cache = AnswerCache(cache_path, parameters.model)
+        self.cache = AnswerCache(cache_path, parameters.model, _digest(parameters))
+        before = self.cache.spending
         self.budget = CallBudget(
-            parameters.max_calls, parameters.max_cost, self.cache.num_calls, self.cache.cost, self.cache.dearest
+            parameters.max_calls, parameters.max_cost, before.num_calls, before.cost, before.dearest
         )
         self._endpoint = ChatEndpoint(
             parameters.url,
@@ -279,15 +324,29 @@ class JudgeTeacher:
     ) -> Reply[Choice]:
         messages = make_messages(self.parameters.prompt, clips[query.left.id], clips[query.right.id])
         try:
-            reply = self._endpoint.ask(client, messages, read_choice, rng, stop)
+            return self._ask_and_keep(client, query, messages, rng, stop)
         except Exception:
             # Here and not where results are gathered: the next question would have been sent by then.
             stop.set()
             raise
-        choice = Choice.SKIP if reply.outcome == "unclear" else reply.value
-        if choice is not None or reply.cost:
-            self.cache.add(query.id, choice, reply.num_calls, reply.cost)
-        return reply
+
+    def _ask_and_keep(
+        self,
+        client: httpx.Client,
+        query: Query,
+        messages: list[Message],
+        rng: np.random.Generator,
+        stop: threading.Event,
+    ) -> Reply[Choice]:
+        spending, choice = Spending(), None
+        try:
+            reply = self._endpoint.ask(client, messages, read_choice, rng, stop, spending)
+            choice = Choice.SKIP if reply.outcome == "unclear" else reply.value
+            return reply
+        finally:
+            # Whatever comes of the question: the limits of a resumed run count its calls too.
+            if spending.num_calls:
+                self.cache.add(query.id, choice, spending)
 
     def _judge_replies(self, replies: list[Reply[Choice]]) -> None:
         """Tells what went wrong.
@@ -336,6 +395,11 @@ class JudgeTeacher:
     def _encode_clip(self, segment: Segment, replayer: Replayer) -> list[str]:
         steps = np.linspace(0, len(segment) - 1, min(self.parameters.num_frames, len(segment))).round().astype(np.int64)
         return [_png_url(frame) for frame in replayer.frames(segment, steps.tolist())]
+
+
+def _digest(parameters: JudgeParameters) -> str:
+    """Returns a few characters that change with what a model is shown and told."""
+    return hashlib.sha256(json.dumps([parameters.prompt, parameters.num_frames]).encode()).hexdigest()[:12]
 
 
 def make_messages(prompt: str, left: list[str], right: list[str]) -> list[Message]:
