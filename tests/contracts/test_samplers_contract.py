@@ -182,6 +182,16 @@ def test_every_session_asks_as_many_queries_as_are_due(name, version, tmp_path):
 
 
 @sampler_names
+@pytest.mark.parametrize("version", [0, 1])
+def test_no_session_about_a_small_pool_asks_about_a_pair_twice(name, version, tmp_path):
+    # Each episode holds one segment, so that the newest four give six pairs.
+    loop = make_loop(name, tmp_path, version, num_episodes=10, num_steps=10)
+    for _ in range(5):
+        queries = loop._choose_queries(5)
+        assert len(queries) == 5 == len({frozenset((query.left.id, query.right.id)) for query in queries})
+
+
+@sampler_names
 def test_before_the_first_fit_the_model_is_not_asked(name, tmp_path):
     loop = make_loop(name, tmp_path / "a", version=0)
     queries = loop._choose_queries(9)

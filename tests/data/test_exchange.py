@@ -203,7 +203,8 @@ def test_the_card_describes_the_files_that_are_there(root: Path, tmp_path: Path)
         table = pq.read_table(path)
         assert info["config_name"] == config["config_name"]
         assert [feature["name"] for feature in info["features"]] == table.schema.names
-        assert info["splits"] == [{"name": "train", "num_examples": table.num_rows}]
+        # `datasets` refuses splits without num_bytes, which are those in its own memory.
+        assert "splits" not in info
     features = {feature["name"]: feature for info in card["dataset_info"] for feature in info["features"]}
     assert features["observations"] == {"name": "observations", "sequence": "float32"}
     assert features["observation_shape"] == {"name": "observation_shape", "sequence": "int32"}

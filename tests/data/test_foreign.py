@@ -1,6 +1,7 @@
 import os
 import pickle
 import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,69 @@ def test_damaged_files_are_refused(tmp_path: Path, name: str) -> None:
     assert_refused(lambda: import_dataset(path, tmp_path / "out", "bpref", PENDULUM), name)
 
 
+@pytest.mark.parametrize("change", ["requires_grad_", "bfloat16", "half", "double"])
+def test_tensors_of_any_real_kind_are_imported(tmp_path: Path, change: str) -> None:
+    arrays = {name: torch.as_tensor(value) for name, value in bpref_arrays().items()}
+    arrays = {name: getattr(tensor, change)() for name, tensor in arrays.items()}
+    torch.save(arrays, tmp_path / "labels.pt")
+    import_dataset(tmp_path / "labels.pt", tmp_path / "out", "auto", PENDULUM)
+    dataset = PreferenceDataset(tmp_path / "out")
+    segment = dataset.segment(dataset.preferences[3].left_id)
+    np.testing.assert_array_equal(segment.observations, arrays["buffer_seg1"][3, :, :3].detach().float().numpy())
+
+
+def test_tensors_that_numpy_cannot_hold_are_refused(tmp_path: Path) -> None:
+    arrays = {name: torch.as_tensor(value) for name, value in bpref_arrays().items()}
+    for change, fragment in (("to_sparse", "buffer_seg2 is sparse"), ("cfloat", "array of numbers")):
+        path = tmp_path / "labels.pt"
+        torch.save({**arrays, "buffer_seg2": getattr(arrays["buffer_seg2"], change)()}, path)
+        assert_refused(lambda path=path: import_dataset(path, tmp_path / "out", "auto", PENDULUM), fragment)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+@pytest.mark.parametrize(("column", "name"), [(1, "observations"), (3, "actions")])
+def test_numbers_that_are_not_finite_as_stored_are_refused(
+    tmp_path: Path, value: float, column: int, name: str
+) -> None:
+    arrays = bpref_arrays()
+    arrays["buffer_seg2"] = arrays["buffer_seg2"].astype(np.float64)
+    arrays["buffer_seg2"][4, 2, column] = value
+    source = save_bpref(tmp_path / "bpref", arrays, "npz")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_refused(lambda: import_dataset(source, tmp_path / "out", "auto", PENDULUM), "pair 4", f"{name} must")
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e300, 2.0**32 + 1, 2])
+@pytest.mark.parametrize("is_one_hot", [True, False])
+def test_discrete_actions_that_are_none_are_refused(tmp_path: Path, value: float, is_one_hot: bool) -> None:
+    arrays = {name: array.astype(np.float64) for name, array in bpref_arrays(width=4 + 1 + is_one_hot).items()}
+    for name in ("buffer_seg1", "buffer_seg2"):
+        arrays[name][:, :, 4:] = 0
+    arrays["buffer_seg1"][1, 0, 4] = np.nan if is_one_hot else value
+    source = save_bpref(tmp_path / "bpref", arrays, "npz")
+    assert_refused(lambda: import_dataset(source, tmp_path / "out", "auto", CARTPOLE), "pair 1", "actions")
+
+
+def test_actions_outside_the_bounds_of_a_box_are_kept(tmp_path: Path) -> None:
+    arrays = bpref_arrays()
+    arrays["buffer_seg1"][:, :, 3] = 3.0
+    import_dataset(save_bpref(tmp_path / "bpref", arrays, "npz"), tmp_path / "out", "auto", PENDULUM)
+    dataset = PreferenceDataset(tmp_path / "out")
+    assert dataset.segment(dataset.preferences[0].left_id).actions.tolist() == [[1.5]] * 5
+
+
+@pytest.mark.parametrize("name", ["buffer_seg1", "buffer_label", "buffer_index"])
+def test_nested_lists_are_not_taken_for_arrays(tmp_path: Path, name: str) -> None:
+    nested: list[Any] = [1.0]
+    for _ in range(60):
+        nested = [nested, nested]
+    for value in (nested, [10**400, 1.5]):
+        path = tmp_path / "labels.pkl"
+        path.write_bytes(pickle.dumps({**bpref_arrays(), name: value}))
+        assert_refused(lambda path=path: import_dataset(path, tmp_path / "out", "bpref", PENDULUM), f"{name} ")
+
+
 @pytest.mark.parametrize("name", ["labels.npz", "labels.pt", "labels.pkl", "labels.npy"])
 def test_files_that_name_a_program_run_nothing(tmp_path: Path, name: str) -> None:
     class Evil:
@@ -269,6 +333,13 @@ def test_fragments_that_do_not_fit_are_refused(tmp_path: Path, imitation: types.
     refused((flat, rights, one), "pair 0")
     empty = [imitation.fragment(np.ones((1, 2)), np.ones((0, 1)), None, False, np.ones(0)) for _ in lefts]
     refused((empty, rights, one), "pair 0")
+    endless = [imitation.fragment(np.ones((2**40 + 1, 0)), np.ones((2**40, 0)), None, False, None) for _ in lefts]
+    for fragment in endless:
+        object.__delattr__(fragment, "rews")
+    refused((endless, rights, one), "observations of a step have shape (0,)")
+    unpaid = make_fragments(imitation, 0)
+    unpaid[1].rews[2] = np.nan
+    refused((unpaid, rights, one), "pair 1", "rewards must be finite, not nan")
     longer = make_fragments(imitation, 2, num=1, length=6)
     refused((lefts + longer, rights + make_fragments(imitation, 3, 1, 6), np.ones(5)), "mixes segments")
     assert [path.name for path in tmp_path.iterdir()] == ["preferences.pkl"]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from themis_ray.data import EpisodeChunk, EpisodePool
+from themis_ray.data import EpisodeChunk, EpisodePool, Query
 from themis_ray.errors import DataError
 from themis_ray.feedback import (
     SAMPLERS,
@@ -15,7 +15,9 @@ from themis_ray.feedback import (
     SamplerSpec,
     choose_queries,
     disagreement,
+    draw_distinct,
     value_of_information,
+    without_repeats,
 )
 from themis_ray.reward import left_probabilities
 
@@ -218,6 +220,80 @@ def test_candidates_describe_the_queries_they_stand_for(pairs_players):
     for table, described in ((candidates.embeddings[:10], chosen), (candidates.labelled_embeddings, labelled)):
         expected = [np.append(query.left.observations, query.right.observations) for query in described]
         np.testing.assert_array_equal(table, expected)
+
+
+# ---------------------------------------------------------------- repeats
+
+
+def choose(name, queries, n, rng, labelled=()):
+    weights = np.random.default_rng(5).normal(size=(3, 2))
+
+    def predict_returns(segments):
+        return np.stack([weights @ side.observations.sum(axis=0) for side in segments], axis=1) * 0.1
+
+    return choose_queries(
+        SAMPLERS[name], queries, n, rng, labelled=labelled, observation_kind="vector", predict_returns=predict_returns
+    )
+
+
+def pairs_of(queries):
+    return [frozenset((query.left.id, query.right.id)) for query in queries]
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_no_pair_is_asked_twice_in_a_session_while_there_are_others(name):
+    pool = make_pool([4] * 10)
+    num_with_repeats = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        candidates = pool.sample_queries(50, 4, rng)
+        num_with_repeats += len(set(pairs_of(candidates))) < 50
+        assert len(set(pairs_of(choose(name, candidates, 10, rng)))) == 10
+    assert num_with_repeats == 40
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_repeats_fill_up_where_too_few_pairs_differ(name):
+    pool = make_pool([4] * 3)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        chosen = choose(name, pool.sample_queries(50, 4, rng), 10, rng)
+        assert len(chosen) == 10
+        assert len(set(pairs_of(chosen))) == 3
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_a_repeat_changes_nothing_for_the_others(name):
+    candidates = make_pool([30, 40]).sample_queries(30, 4, np.random.default_rng(0))
+    assert without_repeats(candidates, 10) == candidates
+    repeats = [*candidates[3:9], *(Query(query.right, query.left) for query in candidates[:5])]
+    chosen = [
+        [query.id for query in choose(name, queries, 10, np.random.default_rng(1))]
+        for queries in (candidates, [*candidates, *repeats])
+    ]
+    assert chosen[0] == chosen[1]
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_of_no_candidates_nothing_is_chosen(name):
+    assert choose(name, [], 3, np.random.default_rng(0)) == []
+
+
+@pytest.mark.parametrize("newest", [None, 10])
+def test_repeats_among_drawn_queries_are_replaced_and_only_they(newest):
+    pool, num_repeated = make_pool([4] * 15), 0
+    for seed in range(40):
+        once, rng = np.random.default_rng(seed), np.random.default_rng(seed)
+        plain = pool.sample_queries(10, 4, once, newest)
+        drawn = draw_distinct(lambda n, rng=rng: pool.sample_queries(n, 4, rng, newest), 10, 100)
+        assert len(set(pairs_of(drawn))) == len(drawn) == 10
+        kept = without_repeats(plain, 0)
+        assert [query.id for query in drawn[: len(kept)]] == [query.id for query in kept]
+        if len(kept) == 10:
+            assert rng.bit_generator.state == once.bit_generator.state
+        else:
+            num_repeated += 1
+    assert 0 < num_repeated < 40
 
 
 # ---------------------------------------------------------------- what is refused

@@ -10,7 +10,15 @@ from themis_ray.feedback.information import (
     swiss_pairs,
     value_of_information,
 )
-from themis_ray.feedback.samplers import SAMPLERS, Candidates, Sampler, SamplerSpec, choose_queries
+from themis_ray.feedback.samplers import (
+    SAMPLERS,
+    Candidates,
+    Sampler,
+    SamplerSpec,
+    choose_queries,
+    draw_distinct,
+    without_repeats,
+)
 from themis_ray.feedback.schedules import (
     SCHEDULE_DESCRIPTIONS,
     SCHEDULES,
@@ -53,6 +61,7 @@ __all__ = [
     "choose_queries",
     "disagreement",
     "distances_to_nearest",
+    "draw_distinct",
     "entropy",
     "farthest_first",
     "information_gain",
@@ -67,4 +76,5 @@ __all__ = [
     "session_plan",
     "swiss_pairs",
     "value_of_information",
+    "without_repeats",
 ]

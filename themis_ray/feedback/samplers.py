@@ -23,7 +23,7 @@ from themis_ray.feedback.information import (
 )
 from themis_ray.reward import left_probabilities
 
-__all__ = ["SAMPLERS", "Candidates", "Sampler", "SamplerSpec", "choose_queries"]
+__all__ = ["SAMPLERS", "Candidates", "Sampler", "SamplerSpec", "choose_queries", "draw_distinct", "without_repeats"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +205,8 @@ def choose_queries(
 ) -> list[Query]:
     """Returns min(n, N) of N drawn queries, or of new pairs of their segments, as a sampler picks them.
 
-    Only what the sampler needs is computed.
+    Only what the sampler needs is computed. Drawn queries may repeat a pair of segments: repeats are picked only where
+    fewer than n pairs differ.
 
     Args:
         sampler: Who picks.
@@ -217,12 +218,15 @@ def choose_queries(
         layout: Where mixed observations hold images.
         predict_returns: Gives (K, S) returns of S segments by the members of the reward ensemble.
     """
+    if not queries:
+        return []
+    queries = without_repeats(queries, n)
     segments = list({side.id: side for query in queries for side in (query.left, query.right)}.values())
     numbers = {segment.id: number for number, segment in enumerate(segments)}
     returns = predict_returns(segments) if sampler.needs_model else None
     if sampler.pairs_players and returns is not None:
         games = _neighbours(segments, numbers, returns.mean(axis=0), labelled, rng)
-        queries = [*games, *queries[: max(0, n - len(games))]]
+        queries = without_repeats([*games, *queries], n)[: max(n, len(games))]
     left = np.array([numbers[query.left.id] for query in queries], np.int64)
     right = np.array([numbers[query.right.id] for query in queries], np.int64)
     candidates = Candidates(left_segments=left, right_segments=right)
@@ -241,6 +245,39 @@ def choose_queries(
             labelled_embeddings=query_embeddings(labelled, observation_kind, layout),
         )
     return [queries[i] for i in sampler.sample(candidates, n, rng)]
+
+
+def without_repeats(queries: Sequence[Query], n: int) -> list[Query]:
+    """Returns queries with each pair of segments once, whichever is left.
+
+    Where fewer than `n` differ, the first repeats follow until there are `n`, or all. Queries without repeats come back
+    as they are.
+    """
+    distinct: list[Query] = []
+    repeats: list[Query] = []
+    seen = set()
+    for query in queries:
+        pair = frozenset((query.left.id, query.right.id))
+        (repeats if pair in seen else distinct).append(query)
+        seen.add(pair)
+    return [*distinct, *repeats[: max(0, n - len(distinct))]]
+
+
+def draw_distinct(draw: Callable[[int], Sequence[Query]], n: int, num_more: int) -> list[Query]:
+    """Draws `n` queries for a sampler that has nothing to pick by.
+
+    Where one repeats the pair of another, and only then, `num_more` are drawn to take the place of repeats; those that
+    cannot be replaced are kept.
+
+    Args:
+        draw: Draws as many queries as it is told.
+        n: How many are wanted.
+        num_more: How many are drawn at once in place of the repeats.
+    """
+    queries = draw(n)
+    if len(without_repeats(queries, 0)) < len(queries):
+        queries = without_repeats([*queries, *draw(num_more)], n)
+    return list(queries[:n])
 
 
 def _neighbours(

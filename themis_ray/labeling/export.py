@@ -270,10 +270,8 @@ def _card(study: StudyConfig, num_rows: int) -> str:
         "pretty_name": study.title,
         "tags": ["reinforcement-learning", "preferences", "rlhf", "human-feedback"],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
-        "dataset_info": {
-            "features": [_feature(field) for field in SCHEMA],
-            "splits": [{"name": "train", "num_examples": num_rows}],
-        },
+        # Without `splits`, which need the bytes that each takes in the reader's memory; the file tells it all.
+        "dataset_info": {"features": [_feature(field) for field in SCHEMA]},
     }
     text = CARD_TEXT.format(title=study.title, question=study.question, num_rows=num_rows)
     return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n{text}"

@@ -16,7 +16,7 @@ from ray.rllib.core.rl_module import RLModule
 from themis_ray.data import EpisodePool, PreferenceDataset, Query
 from themis_ray.envs import EnvSpec, get_env_spec, image_parts
 from themis_ray.errors import CheckpointError, ConfigError, DataError, lookup
-from themis_ray.feedback import SAMPLERS, choose_queries
+from themis_ray.feedback import SAMPLERS, choose_queries, without_repeats
 from themis_ray.reward import RewardEnsemble, load_ensemble_state, make_optimizer
 from themis_ray.rllib.loop import COMPONENT_PREFERENCE_LOOP, POOL_NUM_ENV_STEPS
 from themis_ray.rllib.reference import MODULE_PATH
@@ -192,7 +192,7 @@ def draw_queries(run: FinishedRun, sampler_name: str, num_queries: int, rng: np.
     known = {*run.dataset.asked, *(row.query_id for row in run.dataset.preferences)}
     fresh = list({query.id: query for query in drawn if query.id not in known}.values())
     if not (sampler.needs_model or sampler.needs_embeddings):
-        return fresh[:num_queries]
+        return without_repeats(fresh, num_queries)[:num_queries]
 
     def predict_returns(segments: Any) -> Any:
         assert ensemble is not None

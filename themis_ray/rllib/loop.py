@@ -27,6 +27,7 @@ from themis_ray.feedback import (
     Teacher,
     choose_queries,
     disagreement,
+    draw_distinct,
     make_human_teacher,
     make_teacher,
     queries_due,
@@ -287,18 +288,17 @@ class PreferenceLoop(Checkpointable):
         sampler = SAMPLERS[feedback.sampler]
         if sampler.needs_model and not self.has_fitted_reward:
             sampler = SAMPLERS["uniform"]
-        is_drawn = not (sampler.needs_model or sampler.needs_embeddings)
-        queries = self.pool.sample_queries(
-            num_queries if is_drawn else num_queries * feedback.candidates_per_query,
-            self._segment_length,
-            rng,
-            feedback.newest_num_episodes if sampler.newest_only else None,
-        )
-        if is_drawn:
-            return queries
+        newest = feedback.newest_num_episodes if sampler.newest_only else None
+        num_candidates = num_queries * feedback.candidates_per_query
+
+        def draw(number: int) -> list[Query]:
+            return self.pool.sample_queries(number, self._segment_length, rng, newest)
+
+        if not (sampler.needs_model or sampler.needs_embeddings):
+            return draw_distinct(draw, num_queries, num_candidates)
         return choose_queries(
             sampler,
-            queries,
+            draw(num_candidates),
             num_queries,
             rng,
             labelled=self._labelled_queries(),

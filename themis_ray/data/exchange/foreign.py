@@ -69,7 +69,7 @@ class EnvLayout:
         """Returns observations (L, ...) as runs store them.
 
         Raises:
-            ValueError: They are of another size, or their numbers do not fit the dtype.
+            ValueError: They are of another size, or their numbers are not finite or do not fit the dtype.
         """
         observations = _to_spec("observations", array, self.observations, self.env_id)
         if self.has_mark:
@@ -80,15 +80,20 @@ class EnvLayout:
     def to_actions(self, array: NDArray[Any]) -> NDArray[Any]:
         """Returns actions (L, ...) in the environment's own units as runs store them.
 
+        Actions of a Box may lie outside its bounds: policies exceed them, and what they said is stored.
+
         Raises:
-            ValueError: As in `to_observations`; or an action is outside the space.
+            ValueError: As in `to_observations`; or an action of a Discrete space is outside it.
         """
+        _check_finite("actions", array)
         if self.num_actions is not None and array.ndim == 2 and array.shape[1] == self.num_actions > 1:
             array = array.argmax(axis=1)  # One-hot.
-        if self.actions.dtype.kind == "i" and not np.equal(np.mod(array, 1), 0).all():
+        if self.actions.dtype.kind == "i" and array.dtype.kind == "f" and not (np.trunc(array) == array).all():
             raise ValueError(f"actions must be whole numbers, as those of {self.env_id} are")
         dtype = np.result_type(array, np.float32) if self.actions.dtype.kind == "f" else self.actions.dtype
-        actions = _to_spec("actions", array.astype(dtype), ArraySpec(self.actions.shape, dtype), self.env_id)
+        actions = _to_spec(
+            "actions", _to_dtype("actions", array, dtype), ArraySpec(self.actions.shape, dtype), self.env_id
+        )
         if self.num_actions is not None and not ((actions >= 0) & (actions < self.num_actions)).all():
             raise ValueError(
                 f"actions of {self.env_id} are 0 to {self.num_actions - 1}, not {actions.min()} to {actions.max()}"
@@ -96,8 +101,9 @@ class EnvLayout:
         if self.action_bounds is not None:
             low, high = self.action_bounds
             # RLlib's normalize_action; runs store what the policy says, which RLlib stretches for the environment.
-            actions = 2.0 * (actions - low) / np.where(high > low, high - low, 1.0) - 1.0
-        return actions.astype(self.actions.dtype)
+            with np.errstate(over="ignore"):
+                actions = 2.0 * (actions - low) / np.where(high > low, high - low, 1.0) - 1.0
+        return _to_dtype("actions", actions, self.actions.dtype)
 
 
 def read_imitation(path: Path, layout: EnvLayout, content: Any = None) -> Iterator[Batch]:
@@ -131,7 +137,7 @@ def read_imitation(path: Path, layout: EnvLayout, content: Any = None) -> Iterat
         obs, acts = (_numbers(fragment.fields[key], key) for key in ("obs", "acts"))
         if not obs.ndim or not acts.ndim or len(obs) != len(acts) + 1:
             raise ValueError(f"obs must have one step more than acts, not shapes {obs.shape} and {acts.shape}")
-        rews = _numbers(fragment.fields["rews"], "rews") if "rews" in fragment.fields else np.full(len(acts), np.nan)
+        rews = _numbers(fragment.fields["rews"], "rews") if "rews" in fragment.fields else None
         return _make_segment(layout, name, obs[:-1], acts, rews)
 
     def make_pair(i: int) -> tuple[Segment, Segment, Choice]:
@@ -180,12 +186,11 @@ def read_bpref(path: Path, layout: EnvLayout, content: Any = None) -> Iterator[B
     stem = _stem(path)
 
     def make_side(steps: NDArray[Any], name: str) -> Segment:
-        rewards = np.full(len(steps), np.nan, np.float32)
         actions = steps[:, width:]
         if actions.shape[1] == layout.actions.size:
             actions = actions.reshape(len(steps), *layout.actions.shape)
         observations = steps[:, :width].reshape(len(steps), *layout.observations.shape)
-        return _make_segment(layout, name, observations, actions, rewards)
+        return _make_segment(layout, name, observations, actions, None)
 
     def make_pair(i: int) -> tuple[Segment, Segment, Choice]:
         sides = (make_side(np.array(steps[i]), f"{stem}-{i}-{side}") for steps, side in _sides(lefts, rights))
@@ -229,11 +234,14 @@ def _batches(
 
 
 def _make_segment(
-    layout: EnvLayout, name: str, observations: NDArray[Any], actions: NDArray[Any], rewards: NDArray[Any]
+    layout: EnvLayout, name: str, observations: NDArray[Any], actions: NDArray[Any], rewards: NDArray[Any] | None
 ) -> Segment:
-    return Segment.create(
-        layout.env_id, name, 0, layout.to_observations(observations), layout.to_actions(actions), rewards
-    )
+    observations, actions = layout.to_observations(observations), layout.to_actions(actions)
+    if rewards is None:  # Not known.
+        stored = np.full(len(actions), np.nan, np.float32)
+    else:
+        stored = _to_dtype("rewards", rewards, np.dtype(np.float32))
+    return Segment.create(layout.env_id, name, 0, observations, actions, stored)
 
 
 def _to_spec(name: str, array: NDArray[Any], spec: ArraySpec, env_id: str) -> NDArray[Any]:
@@ -243,7 +251,26 @@ def _to_spec(name: str, array: NDArray[Any], spec: ArraySpec, env_id: str) -> ND
         raise ValueError(f"{name} of a step have shape {array.shape[1:]}, those of {env_id} have {spec.shape}")
     if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
         raise ValueError(f"{name} are {array.dtype}, those of {env_id} are {spec.dtype}")
-    return array.astype(spec.dtype)
+    return _to_dtype(name, array, spec.dtype)
+
+
+def _to_dtype(name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Returns the numbers as they are stored, all of them finite.
+
+    Raises:
+        ValueError: One is not finite, or too large for the dtype.
+    """
+    _check_finite(name, array)
+    with np.errstate(over="ignore", invalid="ignore"):
+        stored = array.astype(dtype)
+    if not (np.isfinite(stored).all() if dtype.kind == "f" else np.array_equal(stored, array)):
+        raise ValueError(f"{name} must fit {dtype}, but {array.min():g} to {array.max():g} do not")
+    return stored
+
+
+def _check_finite(name: str, array: NDArray[Any]) -> None:
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite, not {array[~np.isfinite(array)].flat[0]}")
 
 
 def _choice(label: Any, choices: Mapping[float, Choice]) -> Choice:
@@ -258,13 +285,15 @@ def _choice(label: Any, choices: Mapping[float, Choice]) -> Choice:
 def _numbers(value: Any, name: str) -> NDArray[Any]:
     """Returns an array, or the content of its stand-in."""
     array = value.values if isinstance(value, StoredArray) else value
+    # Not lists of lists: the same few can be nested so that they stand for any number of numbers.
     if isinstance(array, bool | int | float | list):
+        numbers = array if isinstance(array, list) else [array]
         try:
-            array = np.asarray(array)
-        except ValueError:
+            array = np.asarray(array) if all(isinstance(number, bool | int | float) for number in numbers) else None
+        except (ValueError, OverflowError):
             array = None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in NUMERIC_KINDS:
-        raise DataError(f"{name} must be an array of numbers")
+        raise DataError(f"{name} must be an array of numbers or a flat list of them")
     return array
 
 
@@ -305,15 +334,19 @@ def _read_file(path: Path) -> Any:
 def _read_torch(path: Path) -> Any:
     import torch  # Slow to import and needed here only.
 
-    def to_numpy(value: Any) -> Any:
-        return value.numpy() if isinstance(value, torch.Tensor) else value
+    def to_numpy(name: str, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        if value.layout is not torch.strided:
+            raise ValueError(f"{name} is sparse, save what to_dense() returns")
+        return (value.float() if value.dtype is torch.bfloat16 else value).detach().numpy()
 
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(stored, Mapping):
+            return {name: to_numpy(str(name), value) for name, value in stored.items()}
+        return to_numpy("the tensor", stored)
     # torch reports damage and refused names in many ways; no code of the file was run.
     except Exception as error:
-        reason = str(error).split(". ")[0] or type(error).__name__
+        reason = " ".join(str(error).split(". ")[0].split()) or type(error).__name__
         raise DataError(f"{path} is refused: only tensors, numbers and containers are read ({reason}).") from error
-    return (
-        {name: to_numpy(value) for name, value in stored.items()} if isinstance(stored, Mapping) else to_numpy(stored)
-    )

@@ -94,7 +94,6 @@ def write_huggingface(batches: Iterable[Batch], root: Path, counts: DatasetCount
     for kind, num_files in nums.items():
         for number in range(num_files):
             (root / "data" / f".{kind}-{number:05d}").rename(_shard(root, kind, number, num_files))
-    num_rows = {"preferences": counts.num_queries, "segments": counts.num_segments}
     header = {
         "pretty_name": f"Preferences over segments of {', '.join(sorted(counts.env_ids))}",
         "tags": ["reinforcement-learning", "preferences", "rlhf"],
@@ -104,15 +103,15 @@ def write_huggingface(batches: Iterable[Batch], root: Path, counts: DatasetCount
                 **({"default": True} if kind == "preferences" else {}),
                 "data_files": [{"split": "train", "path": f"data/{kind}-*.parquet"}],
             }
-            for kind in num_rows
+            for kind in nums
         ],
+        # Without `splits`, which need the bytes that each takes in the reader's memory; the files tell it all.
         "dataset_info": [
             {
                 "config_name": kind,
                 "features": _features(pq.read_schema(_shard(root, kind, 0, nums[kind]))),
-                "splits": [{"name": "train", "num_examples": rows}],
             }
-            for kind, rows in num_rows.items()
+            for kind in nums
         ],
     }
     text = CARD.format(

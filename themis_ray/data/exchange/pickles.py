@@ -7,11 +7,14 @@ too: a dtype with forged flags makes `ndarray.__setstate__` read raw bytes as po
 
 from __future__ import annotations
 
+import os
 import pickle
-from collections.abc import Mapping
+import stat
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NoReturn
+from types import MappingProxyType, NoneType
+from typing import Any, BinaryIO, ClassVar, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +23,12 @@ from themis_ray.data.segments import NUMERIC_KINDS
 from themis_ray.errors import DataError
 
 __all__ = ["Fragment", "FragmentPairs", "StoredArray", "read_pickle"]
+
+# What keys of a dict and members of a set may be, and how many of them in a tuple.
+PLAIN = (str, bytes, bool, int, float, NoneType)
+MAX_KEY_PARTS = 16
+# What the standard library does at each opcode.
+STANDARD: Mapping[int, Callable[[Any], None]] = pickle._Unpickler.dispatch
 
 
 class StandIn:
@@ -44,7 +53,9 @@ class StoredDtype(StandIn):
 
     def __setstate__(self, state: Any) -> None:
         """Takes the byte order, the second of numpy's values; fields, flags and sizes are not believed."""
-        self.byte_order = {"<": "<", ">": ">", "=": "=", "|": "="}[state[1]]
+        if state[1] not in ("<", ">", "=", "|"):
+            raise ValueError("a dtype without a byte order")
+        self.byte_order = state[1].replace("|", "=")
 
     @property
     def is_numeric(self) -> bool:
@@ -57,14 +68,17 @@ class StoredDtype(StandIn):
 
 
 class StoredArray(StandIn):
-    """Stands in for numpy.ndarray.
-
-    Attributes:
-        values: The numbers in native byte order; None where the array holds anything else, such as objects.
-    """
+    """Stands in for numpy.ndarray."""
 
     # A pickle makes objects by __new__ and never calls __init__.
-    values: NDArray[Any] | None = None
+    _stored: NDArray[Any] | None = None
+
+    @property
+    def values(self) -> NDArray[Any] | None:
+        """The numbers in native byte order; None where the array holds anything else, such as objects."""
+        # Not when it is read: many arrays of one pickle may be views of the same bytes.
+        stored = self._stored
+        return None if stored is None else stored.astype(stored.dtype.newbyteorder("="), copy=False)
 
     def __setstate__(self, state: Any) -> None:
         """Takes what ndarray.__reduce__ gives: (version, shape, dtype, is Fortran order, bytes or a list)."""
@@ -76,8 +90,7 @@ class StoredArray(StandIn):
             raise TypeError("an array without a dtype")
         if dtype.is_numeric:
             flat = np.frombuffer(content, dtype.to_numpy()) if len(content) else np.empty(0, dtype.to_numpy())
-            values = flat.reshape(shape, order=order)
-            self.values = values.astype(values.dtype.newbyteorder("="), copy=False)
+            self._stored = flat.reshape(shape, order=order)
 
 
 class Reconstruct(StandIn):
@@ -113,7 +126,7 @@ class Latin1Bytes(StandIn):
     def __new__(cls, text: str, encoding: str) -> bytes:  # type: ignore[misc]
         """Returns the bytes."""
         if encoding != "latin1":
-            raise ValueError(f"encoding {encoding}")
+            raise ValueError("text that stands for bytes must be latin1")
         return text.encode("latin1")
 
 
@@ -123,6 +136,31 @@ class NoBytes(StandIn):
     def __new__(cls) -> bytes:  # type: ignore[misc]
         """Returns no bytes."""
         return b""
+
+
+class PlainSet(StandIn):
+    """Stands in for set: makes a set of plain members."""
+
+    def __new__(cls, members: Any = ()) -> set[Any]:  # type: ignore[misc]
+        """Returns the set."""
+        return set(_checked_keys(members))
+
+
+class PlainFrozenSet(StandIn):
+    """Stands in for frozenset: makes a frozenset of plain members."""
+
+    def __new__(cls, members: Any = ()) -> frozenset[Any]:  # type: ignore[misc]
+        """Returns the frozenset."""
+        return frozenset(_checked_keys(members))
+
+
+class PlainDict(StandIn):
+    """Stands in for OrderedDict: makes a dict with plain keys."""
+
+    def __new__(cls, items: Any = ()) -> dict[Any, Any]:  # type: ignore[misc]
+        """Returns the dict."""
+        pairs = [(key, value) for key, value in items]
+        return dict(zip(_checked_keys([key for key, _ in pairs]), (value for _, value in pairs), strict=True))
 
 
 class Fragment(StandIn):
@@ -177,16 +215,53 @@ ALLOWED: Mapping[tuple[str, str], type] = {
     ("_codecs", "encode"): Latin1Bytes,
     ("builtins", "bytes"): NoBytes,
     ("__builtin__", "bytes"): NoBytes,
-    ("builtins", "set"): set,
-    ("__builtin__", "set"): set,
-    ("builtins", "frozenset"): frozenset,
-    ("__builtin__", "frozenset"): frozenset,
-    ("collections", "OrderedDict"): dict,
+    ("builtins", "set"): PlainSet,
+    ("__builtin__", "set"): PlainSet,
+    ("builtins", "frozenset"): PlainFrozenSet,
+    ("__builtin__", "frozenset"): PlainFrozenSet,
+    ("collections", "OrderedDict"): PlainDict,
 }
+
+
+def _checked_keys(keys: Iterable[Any]) -> list[Any]:
+    """Returns keys that are hashed in the time of their length: a tuple in which tuples repeat takes forever."""
+    keys = list(keys)
+    for key in keys:
+        parts = key if isinstance(key, tuple) else (key,)
+        if len(parts) > MAX_KEY_PARTS or not all(isinstance(part, PLAIN) for part in parts):
+            raise ValueError("a key or a member of a set is no plain value or short tuple of them")
+    return keys
+
+
+class _BoundedFile:
+    """A file that is never asked for more bytes than it has: forged lengths would take the memory first."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        status = os.fstat(file.fileno())
+        self.size = status.st_size if stat.S_ISREG(status.st_mode) else sys.maxsize
+        self.readline = file.readline
+        self._file = file
+
+    def read(self, n: int = -1, /) -> bytes:
+        """Returns at most `n` bytes."""
+        if n > self.size:
+            raise ValueError("a length in it is larger than the file")
+        return self._file.read(n)
 
 
 # The one in C makes its table of objects as long as a damaged index says, up to 64 GiB; Python's has a dict.
 class _SafeUnpickler(pickle._Unpickler):
+    """Looks names up in the table, and makes nothing that takes far more memory or time than the file has bytes."""
+
+    # What stands after the last mark, or all objects where there is none.
+    stack: list[Any]
+    read: Callable[[int], bytes]
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(STANDARD)
+
+    def __init__(self, file: _BoundedFile) -> None:
+        super().__init__(file)
+        self._num_left = file.size
+
     def find_class(self, module: str, name: str) -> Any:
         """Returns the stand-in of a name.
 
@@ -199,7 +274,75 @@ class _SafeUnpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: Any) -> NoReturn:
         """Refuses references to objects outside the pickle."""
-        raise DataError(f"it refers to an object outside the pickle ({str(pid)[:40]!r})")
+        name = f" ({str(pid)[:40]!r})" if isinstance(pid, PLAIN) else ""
+        raise DataError(f"it refers to an object outside the pickle{name}")
+
+    def load_bytearray8(self) -> None:
+        """Reads a bytearray; the one of the standard library fills it with zeros before it looks at the file."""
+        num_bytes = int.from_bytes(self.read(8), "little")
+        content = bytearray(self.read(num_bytes))
+        if len(content) < num_bytes:
+            raise EOFError("it ends too early")
+        self.stack.append(content)
+
+    def load_setitem(self) -> None:
+        """Sets an item of a dict."""
+        _checked_keys(self.stack[-2:-1])
+        STANDARD[pickle.SETITEM[0]](self)
+
+    def load_setitems(self) -> None:
+        """Sets items of a dict."""
+        _checked_keys(self.stack[::2])
+        STANDARD[pickle.SETITEMS[0]](self)
+
+    def load_dict(self) -> None:
+        """Makes a dict."""
+        _checked_keys(self.stack[::2])
+        STANDARD[pickle.DICT[0]](self)
+
+    def load_additems(self) -> None:
+        """Adds members to a set."""
+        _checked_keys(self.stack)
+        STANDARD[pickle.ADDITEMS[0]](self)
+
+    def load_frozenset(self) -> None:
+        """Makes a frozenset."""
+        _checked_keys(self.stack)
+        STANDARD[pickle.FROZENSET[0]](self)
+
+    def load_reduce(self) -> None:
+        """Calls a stand-in. Calls copy their argument, and the same one may be given again and again."""
+        argument = next(iter(self.stack[-1]), None)
+        self._num_left -= len(argument) if isinstance(argument, str | list | tuple | set | frozenset | dict) else 0
+        if self._num_left < 0:
+            raise ValueError("it copies more than the file has bytes")
+        STANDARD[pickle.REDUCE[0]](self)
+
+    def load_newobj(self) -> None:
+        """Makes an object of a stand-in, whose state follows."""
+        if self.stack[-1] != ():
+            raise ValueError("an object is made with arguments")
+        STANDARD[pickle.NEWOBJ[0]](self)
+
+    def load_old_object(self) -> NoReturn:
+        """Refuses other ways to make objects, which no pickle that we read has."""
+        raise ValueError("it makes objects in a way that is not read")
+
+    dispatch.update(
+        {
+            pickle.BYTEARRAY8[0]: load_bytearray8,
+            pickle.SETITEM[0]: load_setitem,
+            pickle.SETITEMS[0]: load_setitems,
+            pickle.DICT[0]: load_dict,
+            pickle.ADDITEMS[0]: load_additems,
+            pickle.FROZENSET[0]: load_frozenset,
+            pickle.REDUCE[0]: load_reduce,
+            pickle.NEWOBJ[0]: load_newobj,
+            pickle.NEWOBJ_EX[0]: load_old_object,
+            pickle.INST[0]: load_old_object,
+            pickle.OBJ[0]: load_old_object,
+        }
+    )
 
 
 def read_pickle(path: Path) -> Any:
@@ -213,7 +356,7 @@ def read_pickle(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
-            return _SafeUnpickler(file).load()
+            return _SafeUnpickler(_BoundedFile(file)).load()
     except DataError as error:
         raise DataError(f"{path} is refused: {error}. Nothing of it was run. Save plain arrays instead.") from None
     # A damaged pickle can fail in any way: whatever it says, the file is at fault.
