@@ -160,9 +160,14 @@ class PreferenceLoop(Checkpointable):
         return (distances / (self._intrinsic_std.std or 1.0)).astype(np.float32)
 
     def count_predicted_returns(self, episodes: Sequence[Any], rewards: NDArray[np.float32]) -> None:
-        """Add predicted rewards (N,) of consecutive RLlib episode pieces to the returns of their episodes."""
+        """Add predicted rewards (N,) of consecutive RLlib episode pieces to the returns of their episodes.
+
+        An episode that began before there were predictions does not count: its return would be that of its rest.
+        """
         stops = np.cumsum([len(episode) for episode in episodes])
         for episode, part in zip(episodes, np.split(rewards, stops[:-1]), strict=True):
+            if episode.t_started > 0 and episode.id_ not in self._predicted_returns:
+                continue
             total = self._predicted_returns.pop(episode.id_, 0.0) + float(part.sum())
             if episode.is_done:
                 self._finished_predicted_returns.append(total)
