@@ -166,8 +166,8 @@ def check_snapshot(config: ExperimentConfig, spec: EnvSpec, snapshot: Snapshot) 
     """Refuse a resolved configuration to which the snapshot does not fit.
 
     Raises:
-        ConfigError: A setting of the environment or exploration, the learner or its hidden sizes differ, or the run ends with the
-            snapshot.
+        ConfigError: A setting of the environment or exploration, the learner or its hidden sizes differ, or the run
+            ends with the snapshot.
     """
     theirs = snapshot.config
     our_env, their_env = resolve_env(config.env, spec), resolve_env(theirs.env, get_env_spec(theirs.env))
