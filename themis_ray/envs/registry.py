@@ -176,7 +176,7 @@ def get_env_spec(config: EnvConfig) -> EnvSpec:
 
 
 def resolve_env(config: EnvConfig, spec: EnvSpec) -> EnvConfig:
-    """Returns the config with the choices that were left open filled in, as in the environment that `spec` describes."""
+    """Returns the config with choices that were left open filled in, as in the environment that `spec` describes."""
     num_frames = _num_stacked_frames(config, FAMILIES[spec.family], spec.observation_kind)
     chosen = {"fixed_horizon": spec.is_fixed_horizon, "horizon": spec.horizon, "frame_stack": num_frames}
     is_open = {name: value for name, value in chosen.items() if getattr(config, name) is None}
