@@ -222,6 +222,15 @@ def test_nothing_stays_open_in_a_resolved_configuration() -> None:
         assert resolve(config)[0] == config
 
 
+def test_what_a_run_starts_from_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config, _ = resolve(load(PENDULUM, "algorithm.reference=runs/a", "feedback.demonstrations=runs/b"))
+    monkeypatch.chdir("/")
+    assert config.algorithm.reference == str(tmp_path.resolve() / "runs" / "a")
+    assert config.feedback.demonstrations == str(tmp_path.resolve() / "runs" / "b")
+    assert resolve(config)[0] == config
+
+
 def test_a_segment_is_at_most_as_long_as_an_episode() -> None:
     assert resolve(load(PENDULUM, "env.horizon=30"))[0].feedback.segment_length == 30
     assert resolve(load(PENDULUM, "env.horizon=30", "feedback.segment_length=30"))[0].feedback.segment_length == 30

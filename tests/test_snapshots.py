@@ -169,6 +169,10 @@ def test_a_damaged_snapshot_is_refused_in_one_line_before_anything_starts(
         (["env.id=MountainCarContinuous-v0"], ["env.id", "MountainCarContinuous-v0", "Pendulum-v1"]),
         (["env.horizon=100"], ["env.horizon", "100", "200"]),
         (["env.kwargs={g: 5.0}"], ["env.kwargs", "5.0"]),
+        (["env.normalize_observations=true"], ["env.normalize_observations is True here and False there"]),
+        (["env.frame_stack=2"], ["env.frame_stack is 2 here and 1 there"]),
+        (["env.wrappers=[gymnasium.wrappers:RecordEpisodeStatistics]"], ["env.wrappers", "RecordEpisodeStatistics"]),
+        (["env.family_wrappers=false"], ["env.family_wrappers is False here and True there"]),
         (["algorithm.name=ppo", "exploration.num_seed_steps=0"], ["algorithm.name", "ppo", "sac"]),
         (["algorithm.hidden_sizes=[32,32]"], ["algorithm.hidden_sizes", "[32, 32]", "[32, 16]"]),
         (["exploration.num_env_steps=151"], ["exploration.num_env_steps", "151", "150"]),
@@ -217,6 +221,7 @@ def test_what_is_left_open_is_taken_from_the_snapshot(snapshot: Snapshot) -> Non
         "algorithm.learning_rate=0.01",
         "num_env_steps=225",
         "env.horizon=200",
+        "env.frame_stack=1",
         "algorithm.hidden_sizes=[32,16]",
     ],
 )

@@ -205,6 +205,8 @@ def resolve(config: ExperimentConfig) -> tuple[ExperimentConfig, EnvSpec]:
             f"algorithm.reference={algorithm.reference} and snapshot={config.snapshot} were given, but a run starts "
             "from one policy. Leave one of them out."
         )
+    if algorithm.reference is not None:
+        algorithm = algorithm.model_copy(update={"reference": str(Path(algorithm.reference).resolve())})
     exploration = config.exploration
     if name == "ppo":
         if config.exploration.num_seed_steps:

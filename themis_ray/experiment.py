@@ -67,7 +67,8 @@ SYSTEM_CONFIG = {
 LOOP_METRICS = (
     *("fit_loss", "fit_accuracy", "fit_num_epochs", "heldout_accuracy", "reward_correlation"),
     *("fit_trusted_share", "fit_flipped_share", "fit_num_pseudo_labels"),
-    *("fit_heldout_loss", "fit_heldout_pair_accuracy", "fresh_accuracy", "policy_disagreement", "growth_ratio"),
+    *("fit_heldout_loss", "fit_heldout_pair_accuracy", "fresh_accuracy", "policy_disagreement"),
+    *("policy_reward_std", "growth_ratio"),
 )
 LEARNER_METRICS = {
     "policy_loss": ("policy_loss",),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from themis_ray.config import MAX_SEED_STEPS, ExperimentConfig, dump_config, load_config
-from themis_ray.envs import EnvSpec, get_env_spec
+from themis_ray.envs import EnvSpec, get_env_spec, resolve_env
 from themis_ray.errors import CheckpointError, ConfigError, RunFolderError
 
 __all__ = [
@@ -166,19 +166,16 @@ def check_snapshot(config: ExperimentConfig, spec: EnvSpec, snapshot: Snapshot) 
     """Refuse a resolved configuration to which the snapshot does not fit.
 
     Raises:
-        ConfigError: Environment, learner, hidden sizes, exploration or horizon differ, or the run ends with the
-            snapshot.
+        ConfigError: A setting of the environment or exploration, the learner or its hidden sizes differ, or the run
+            ends with the snapshot.
     """
     theirs = snapshot.config
-    their_spec = get_env_spec(theirs.env)
+    our_env, their_env = resolve_env(config.env, spec), resolve_env(theirs.env, get_env_spec(theirs.env))
     wanted: dict[str, tuple[Any, Any]] = {
-        "env.id": (config.env.id, theirs.env.id),
-        "env.kwargs": (config.env.kwargs, theirs.env.kwargs),
-        "env.fixed_horizon": (spec.is_fixed_horizon, their_spec.is_fixed_horizon),
-        "env.horizon": (spec.horizon, their_spec.horizon),
-        "algorithm.name": (config.algorithm.name, theirs.algorithm.name),
-        "algorithm.hidden_sizes": (config.algorithm.hidden_sizes, theirs.algorithm.hidden_sizes),
+        f"env.{name}": (value, getattr(their_env, name)) for name, value in our_env.model_dump().items()
     }
+    for name in ("name", "hidden_sizes"):
+        wanted[f"algorithm.{name}"] = (getattr(config.algorithm, name), getattr(theirs.algorithm, name))
     for name, value in config.exploration.model_dump().items():
         wanted[f"exploration.{name}"] = (value, getattr(theirs.exploration, name))
     for name, (here, there) in wanted.items():

@@ -14,11 +14,13 @@ from ray.rllib.core.columns import Columns
 from test_resume import SETTINGS, assert_same, train
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
-from themis_ray.config import load_config, resolve
+from themis_ray.config import dump_config, load_config, resolve
+from themis_ray.envs import EnvConfig, get_env_spec
 from themis_ray.errors import CheckpointError, ConfigError, ThemisError
 from themis_ray.randomness import seed_python
 from themis_ray.rllib import build_algorithm_config, open_reference
 from themis_ray.rllib.modules import PPOModule, SACModule, start_from_reference
+from themis_ray.rllib.reference import differences
 from themis_ray.rllib.updates import ReplayBatch, _draw, categorical_kl, gaussian_kl, policy_kl, sac_update
 
 STATE = Box(-np.inf, np.inf, (4,), np.float32)
@@ -348,10 +350,41 @@ def test_a_reference_that_does_not_fit_is_refused_in_one_line(reference: tuple[s
     assert "algorithm.hidden_sizes must be the same, [16] here and [32, 32]" in refusal(
         env, "algorithm.hidden_sizes=[16]", given
     )
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    trained, _ = resolve(load_config(None, [env, "env.normalize_observations=true"]))
+    (copied / "config.yaml").write_text(dump_config(trained))
+    for path in (copied, copied / "checkpoints" / "checkpoint_000000192"):
+        given_copy = f"algorithm.reference={path}"
+        message = refusal(env, sizes, given_copy)
+        assert "env.normalize_observations must be the same, False here and True in the reference" in message
+    (copied / "config.yaml").write_text("env: {id: x, unknown: 1}")
+    assert "config.yaml cannot be read" in refusal(env, sizes, given_copy, kind=CheckpointError)
     damaged = shutil.copytree(folder, tmp_path / "damaged")
     (state,) = damaged.rglob("default_policy/module_state.pkl")
     state.write_bytes(state.read_bytes()[:-50])
     assert "cannot be read" in refusal(env, sizes, f"algorithm.reference={damaged}", kind=CheckpointError)
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "field"),
+    [
+        ({"wrappers": ("module:Name",)}, {}, "env.wrappers"),
+        ({}, {"family_wrappers": False}, "env.family_wrappers"),
+        ({"frame_stack": 2}, {}, "env.frame_stack"),
+        ({"frame_stack": 1}, {}, None),
+        ({}, {"normalize_observations": True}, "env.normalize_observations"),
+        ({"kwargs": {"g": 5.0}, "horizon": 50, "fixed_horizon": False}, {}, None),
+        ({"kwargs": {"g": 5.0}, "normalize_observations": True}, {"normalize_observations": True}, "env.kwargs"),
+        ({"horizon": 50, "normalize_observations": True}, {"normalize_observations": True}, "env.horizon"),
+        ({"horizon": 200, "normalize_observations": True}, {"normalize_observations": True}, None),
+    ],
+)
+def test_what_the_observations_of_a_reference_mean_must_be_the_same(
+    here: dict[str, Any], there: dict[str, Any], field: str | None
+) -> None:
+    spec = get_env_spec(EnvConfig(id="Pendulum-v1"))
+    found = differences(*(EnvConfig(id="Pendulum-v1", **settings) for settings in (here, there)), spec)
+    assert list(found) == ([] if field is None else [field])
 
 
 def test_a_path_without_a_policy_is_refused(tmp_path: Path) -> None:

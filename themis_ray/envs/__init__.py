@@ -11,7 +11,15 @@ from themis_ray.envs.observations import (
     infer_observation_kind,
     observation_scale,
 )
-from themis_ray.envs.registry import EnvConfig, EnvSpec, get_env_spec, installed_families, list_envs, make_env
+from themis_ray.envs.registry import (
+    EnvConfig,
+    EnvSpec,
+    get_env_spec,
+    installed_families,
+    list_envs,
+    make_env,
+    resolve_env,
+)
 from themis_ray.envs.seeding import RESET_SEED, SeedEpisodes
 from themis_ray.envs.wrappers import FixedHorizon
 
@@ -36,4 +44,5 @@ __all__ = [
     "make_env",
     "observation_names",
     "observation_scale",
+    "resolve_env",
 ]

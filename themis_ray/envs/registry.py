@@ -20,7 +20,7 @@ from themis_ray.envs.options import apply_wrappers, normalize_observations, stac
 from themis_ray.envs.wrappers import AnyEnv, FixedHorizon, standardise_actions, standardise_observations
 from themis_ray.errors import ConfigError, UnknownNameError, lookup
 
-__all__ = ["EnvConfig", "EnvSpec", "get_env_spec", "list_envs", "make_env"]
+__all__ = ["EnvConfig", "EnvSpec", "get_env_spec", "list_envs", "make_env", "resolve_env"]
 
 MAX_SUGGESTIONS = 5
 
@@ -175,6 +175,18 @@ def get_env_spec(config: EnvConfig) -> EnvSpec:
     )
 
 
+def resolve_env(config: EnvConfig, spec: EnvSpec) -> EnvConfig:
+    """Returns the config with choices that were left open filled in, as in the environment that `spec` describes."""
+    num_frames = _num_stacked_frames(config, FAMILIES[spec.family], spec.observation_kind)
+    chosen = {"fixed_horizon": spec.is_fixed_horizon, "horizon": spec.horizon, "frame_stack": num_frames}
+    is_open = {name: value for name, value in chosen.items() if getattr(config, name) is None}
+    return config.model_copy(update=is_open)
+
+
+def _num_stacked_frames(config: EnvConfig, family: Family, kind: ObservationKind) -> int:
+    return config.frame_stack or (family.frame_stack if kind == "image" else 1)
+
+
 def _make(config: EnvConfig, render_mode: str | None) -> tuple[AnyEnv, Family, int | None, bool]:
     """Returns the wrapped environment, its family, its horizon, and whether that is fixed."""
     family, target = _find_target(config.id)
@@ -204,8 +216,7 @@ def _make(config: EnvConfig, render_mode: str | None) -> tuple[AnyEnv, Family, i
 def _observed(env: AnyEnv, config: EnvConfig, family: Family) -> AnyEnv:
     """Returns the environment with standard observations and actions, stacked and normalised as asked for."""
     env = standardise_actions(standardise_observations(env))
-    is_image = infer_observation_kind(env.observation_space) == "image"
-    env = stack_frames(env, config.frame_stack or (family.frame_stack if is_image else 1))
+    env = stack_frames(env, _num_stacked_frames(config, family, infer_observation_kind(env.observation_space)))
     if not config.normalize_observations:
         return env
     plain = config.model_copy(update={"normalize_observations": False, "fixed_horizon": False})

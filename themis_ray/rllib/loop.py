@@ -11,6 +11,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -71,6 +72,8 @@ NUM_HELDOUT_PAIRS = {"vector": 100, "grid": 100, "image": 20, "mixed": 20}
 NUM_LOOKS = 20
 MIN_MARGIN = 1e-6
 NUM_LOOK_PAIRS = {"vector": 50, "grid": 50, "image": 10, "mixed": 10}
+# Of a look's segments, how many are kept to be predicted again at later looks.
+NUM_LOOK_SEGMENTS = {"vector": 40, "grid": 40, "image": 10, "mixed": 10}
 
 
 class PreferenceLoop(Checkpointable):
@@ -161,9 +164,14 @@ class PreferenceLoop(Checkpointable):
         return (distances / (self._intrinsic_std.std or 1.0)).astype(np.float32)
 
     def count_predicted_returns(self, episodes: Sequence[Any], rewards: NDArray[np.float32]) -> None:
-        """Add predicted rewards (N,) of consecutive RLlib episode pieces to the returns of their episodes."""
+        """Add predicted rewards (N,) of consecutive RLlib episode pieces to the returns of their episodes.
+
+        An episode that began before there were predictions does not count: its return would be that of its rest.
+        """
         stops = np.cumsum([len(episode) for episode in episodes])
         for episode, part in zip(episodes, np.split(rewards, stops[:-1]), strict=True):
+            if episode.t_started > 0 and episode.id_ not in self._predicted_returns:
+                continue
             total = self._predicted_returns.pop(episode.id_, 0.0) + float(part.sum())
             if episode.is_done:
                 self._finished_predicted_returns.append(total)
@@ -321,15 +329,17 @@ class PreferenceLoop(Checkpointable):
     def _segment_returns(self, segments: Sequence[Segment]) -> NDArray[np.float32]:
         """Return (K, S) predicted returns; frames of many segments are sent in parts."""
         assert self.reward_model is not None
-        size = max(1, SEGMENT_CHUNK_BYTES // segments[0].observations.nbytes)
-        chunks = [segments[start : start + size] for start in range(0, len(segments), size)]
-        returns = [
-            self.reward_model.segment_returns(
-                np.stack([segment.observations for segment in chunk]), np.stack([segment.actions for segment in chunk])
-            )
-            for chunk in chunks
-        ]
+        returns = [self.reward_model.segment_returns(*_stack(chunk)) for chunk in _chunks(segments)]
         return np.concatenate(returns, axis=1)
+
+    def _step_rewards(self, segments: Sequence[Segment]) -> NDArray[np.float32]:
+        """Return (K, S, L) predicted rewards of the steps of S segments of L steps, as segments of one step each."""
+        assert self.reward_model is not None
+        rewards = [
+            self.reward_model.segment_returns(*(x.reshape(-1, 1, *x.shape[2:]) for x in _stack(chunk)))
+            for chunk in _chunks(segments)
+        ]
+        return np.concatenate(rewards, axis=1).reshape(-1, len(segments), len(segments[0]))
 
     def measure_reward(self) -> dict[str, float]:
         """Compare the reward model with the true reward on fresh pairs that no teacher was asked about.
@@ -373,24 +383,28 @@ class PreferenceLoop(Checkpointable):
             self.streams["watch"],
             self.settings.feedback.newest_num_episodes,
         )
-        left, right = (self._segment_returns([getattr(query, side) for query in queries]) for side in ("left", "right"))
+        segments = [segment for query in queries for segment in (query.left, query.right)]
+        step_rewards = self._step_rewards(segments)
+        returns = step_rewards.sum(axis=2)
+        left, right = returns[:, 0::2], returns[:, 1::2]
         margins = np.array([query.left.true_return - query.right.true_return for query in queries])
         is_told_apart = np.abs(margins) > MIN_MARGIN
         agrees = (margins > 0) == (left.mean(axis=0) > right.mean(axis=0))
         true_returns, _ = self.pool.recent_returns()
         point = WatchPoint(
             num_env_steps=env_step,
-            predicted_return=self.predicted_return_mean,
             true_return=float(true_returns.mean()) if len(true_returns) else float("nan"),
             fresh_accuracy=float(agrees[is_told_apart].mean()) if is_told_apart.any() else float("nan"),
             disagreement=float(disagreement(left_probabilities(left, right)).mean()),
+            segments=tuple(_copy(segment) for segment in segments[: NUM_LOOK_SEGMENTS[self.spec.observation_kind]]),
         )
-        evidence = self.watch.add(point)
+        evidence = self.watch.add(point, self._segment_returns)
         if evidence is not None:
             logger.warning("%s", evidence)
         self.info |= {
             "fresh_accuracy": point.fresh_accuracy,
             "policy_disagreement": point.disagreement,
+            "policy_reward_std": float(step_rewards.std(axis=0).mean()),
             "growth_ratio": self.watch.growth_ratio,
         }
 
@@ -485,3 +499,18 @@ class PreferenceLoop(Checkpointable):
     def get_checkpointable_components(self) -> list[tuple[str, Any]]:
         """Return nothing: everything is in `get_state`."""
         return []
+
+
+def _chunks(segments: Sequence[Segment]) -> list[Sequence[Segment]]:
+    size = max(1, SEGMENT_CHUNK_BYTES // segments[0].observations.nbytes)
+    return [segments[start : start + size] for start in range(0, len(segments), size)]
+
+
+def _stack(segments: Sequence[Segment]) -> tuple[NDArray[Any], NDArray[Any]]:
+    return np.stack([segment.observations for segment in segments]), np.stack([segment.actions for segment in segments])
+
+
+def _copy(segment: Segment) -> Segment:
+    """Return the segment with arrays of its own, so that it does not keep those of its episode."""
+    arrays = {name: getattr(segment, name).copy() for name in ("observations", "actions", "true_rewards")}
+    return replace(segment, **arrays, origin=None)

@@ -8,15 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import yaml
 from ray import cloudpickle
 
-from themis_ray.envs import EnvSpec
+from themis_ray.envs import EnvConfig, EnvSpec, resolve_env
 from themis_ray.errors import CheckpointError, ConfigError
 from themis_ray.rllib.settings import LoopSettings, required
 
 __all__ = ["ReferencePolicy", "open_reference"]
 
 MODULE_PATH = Path("learner_group") / "learner" / "rl_module" / "default_policy"
+# What changes the meaning of an observation or an action while spaces may stay the same.
+MEANINGS = ("family_wrappers", "wrappers", "frame_stack", "normalize_observations")
+# Means and standard deviations are measured on these.
+MEASURED_ON = ("id", "kwargs", "horizon")
 MODULE_LEARNERS = {"PPOModule": "ppo", "SACModule": "sac", "DQNModule": "dqn"}
 
 
@@ -31,6 +36,7 @@ class ReferencePolicy:
         action_space: How it acts.
         hidden_sizes: Width of each hidden layer.
         weights: Arrays by parameter name.
+        env: What it was trained in; None where the run of the checkpoint is not there.
     """
 
     path: Path
@@ -39,6 +45,7 @@ class ReferencePolicy:
     action_space: gym.Space[Any]
     hidden_sizes: tuple[int, ...]
     weights: Mapping[str, Any]
+    env: EnvConfig | None
 
 
 def open_reference(settings: LoopSettings, spec: EnvSpec) -> ReferencePolicy:
@@ -52,7 +59,8 @@ def open_reference(settings: LoopSettings, spec: EnvSpec) -> ReferencePolicy:
 
     Raises:
         CheckpointError: There is no checkpoint, or it cannot be read.
-        ConfigError: It is of another learner, of other spaces or of other hidden sizes.
+        ConfigError: It is of another learner, of other spaces, of observations that mean something else, or of other
+            hidden sizes.
     """
     reference = _read(Path(required(settings.algorithm.reference)))
     wanted: dict[str, tuple[Any, Any]] = {
@@ -61,6 +69,8 @@ def open_reference(settings: LoopSettings, spec: EnvSpec) -> ReferencePolicy:
         "actions": (spec.action_space, reference.action_space),
         "algorithm.hidden_sizes": (list(required(settings.algorithm.hidden_sizes)), list(reference.hidden_sizes)),
     }
+    if reference.env is not None:
+        wanted |= differences(settings.env, reference.env, spec)
     for what, (here, there) in wanted.items():
         if here != there:
             raise ConfigError(
@@ -70,9 +80,21 @@ def open_reference(settings: LoopSettings, spec: EnvSpec) -> ReferencePolicy:
     return reference
 
 
+def differences(here: EnvConfig, there: EnvConfig, spec: EnvSpec) -> dict[str, tuple[Any, Any]]:
+    """Return values here and there of the settings that give equal spaces another meaning, where they differ."""
+    ours, theirs = resolve_env(here, spec), resolve_env(there, spec)
+    are_measured = ours.normalize_observations and theirs.normalize_observations
+    pairs = {
+        f"env.{name}": (getattr(ours, name), getattr(theirs, name))
+        for name in (*MEANINGS, *(MEASURED_ON if are_measured else ()))
+    }
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
 def _read(path: Path) -> ReferencePolicy:
     checkpoint = _find_checkpoint(path)
     folder = checkpoint / MODULE_PATH
+    env = _read_env(checkpoint)
     try:
         with (folder / "class_and_ctor_args.pkl").open("rb") as file:
             made = cloudpickle.load(file)
@@ -86,11 +108,26 @@ def _read(path: Path) -> ReferencePolicy:
             action_space=arguments["action_space"],
             hidden_sizes=tuple(arguments["model_config"]["hidden_sizes"]),
             weights=dict(weights),
+            env=env,
         )
     except Exception as error:  # An unpickler raises anything at all.
         raise CheckpointError(
             f"the policy in {checkpoint} cannot be read ({type(error).__name__}: {error}). Give another "
             "algorithm.reference."
+        ) from None
+
+
+def _read_env(checkpoint: Path) -> EnvConfig | None:
+    """Return the environment in config.yaml of the run or snapshot that the checkpoint lies in."""
+    folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return None
+    try:
+        return EnvConfig.model_validate(yaml.safe_load(path.read_text())["env"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise CheckpointError(
+            f"the environment in {path} cannot be read ({type(error).__name__}). Give another algorithm.reference."
         ) from None
 
 
