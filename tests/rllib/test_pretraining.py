@@ -47,6 +47,15 @@ def weights(algorithm: Any) -> dict[str, np.ndarray]:
     return algorithm.get_state()["learner_group"]["learner"]["rl_module"]["default_policy"]
 
 
+def explored_weights(name: str, folder: Path, snapshot: Snapshot) -> dict[str, np.ndarray]:
+    """Returns what exploration left behind."""
+    explored = build(name, folder)
+    explored.restore_from_path(str(snapshot.checkpoint_path))
+    found = weights(explored)
+    explored.stop()
+    return found
+
+
 def optimizers(algorithm: Any) -> dict[str, Any]:
     return algorithm.get_state()["learner_group"]["learner"]["optimizer"]
 
@@ -116,10 +125,7 @@ def test_runs_with_other_seeds_share_the_exploration_and_differ_after_it(tmp_pat
 @pytest.mark.ray
 def test_ppo_forgets_the_values_of_exploration(tmp_path: Path, ray_cluster) -> None:
     snapshot = pretrain("ppo", tmp_path / "snapshot")
-    explored = build("ppo", tmp_path / "explored")
-    explored.restore_from_path(str(snapshot.checkpoint_path))
-    before = weights(explored)
-    explored.stop()
+    before = explored_weights("ppo", tmp_path / "explored", snapshot)
     for reward in ("true", "false"):
         run = start("ppo", tmp_path / reward, snapshot, f"learn_reward={reward}")
         assert names_that_differ(weights(run), before) == {"vf", "vf_encoder"}
@@ -137,10 +143,7 @@ def test_ppo_forgets_the_values_of_exploration(tmp_path: Path, ray_cluster) -> N
 @pytest.mark.ray
 def test_learning_rate_and_reward_are_the_runs_own(tmp_path: Path, ray_cluster) -> None:
     snapshot = pretrain("sac", tmp_path / "snapshot")
-    explored = build("sac", tmp_path / "explored")
-    explored.restore_from_path(str(snapshot.checkpoint_path))
-    before = weights(explored)
-    explored.stop()
+    before = explored_weights("sac", tmp_path / "explored", snapshot)
     run = start("sac", tmp_path / "run", snapshot, "algorithm.learning_rate=0.01", "learn_reward=false")
     rates = {group["lr"] for state in optimizers(run).values() for group in state["state"]["param_groups"]}
     assert {float(rate) for rate in rates} == {0.01}
