@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo lint test test-slow test-gpu test-browser test-cluster test-sweep format bench-overhead bench-peers bench-labels bench-samplers bench-clips bench-clip-servers bench-serve bench-serve-chaos bench-peer-labels bench-explain bench-scale clean
+.PHONY: setup demo lint test test-slow test-gpu test-browser test-cluster test-sweep format bench-overhead bench-peers bench-labels bench-options bench-samplers bench-clips bench-clip-servers bench-serve bench-serve-chaos bench-peer-labels bench-explain bench-scale clean
 
 # The stamp is newer than the files that say what to install, or setup runs again.
 setup: $(VENV)/.installed
@@ -51,6 +51,9 @@ bench-overhead: setup
 
 bench-labels: setup
 	$(BIN)/python -m benchmarks.labels
+
+bench-options: setup
+	$(BIN)/python -m benchmarks.options
 
 bench-samplers: setup
 	$(BIN)/python -m benchmarks.samplers

@@ -13,30 +13,18 @@ because outcomes are bimodal: a run learns or it does not.
 A ratio against a weak learner proves nothing, so on HalfCheetah-v5 Stable-Baselines3's SAC with its own defaults learns
 from true reward beside ours (`sb3_sac`), on the same machine, in the virtual environment of `benchmarks.peers`.
 
-Hundreds of runs take hours, so every finished one is a line in `benchmarks/results/labels.jsonl`, which is kept in the
-repository; a later call goes on where the last one stopped, and repeats runs whose settings have changed.
+Runs are made, stored and never repeated as `benchmarks.runs` says.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import hashlib
 import json
-import multiprocessing
-import os
-import shutil
-import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import matplotlib
 
@@ -44,24 +32,26 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
-from scipy.stats import trim_mean
 
 from benchmarks.peers import SCRIPTS, ensure_venv, run_logged
-from themis_ray.config import dump_config, load_config, resolve
-from themis_ray.experiment import ray_session, run_experiment
-from themis_ray.rllib.settings import LEARNER_DEFAULTS
-from themis_ray.tracking import RunFolder
+from benchmarks.runs import (
+    GOOD_SCORE,
+    OUT,
+    ROOT,
+    Results,
+    Run,
+    half_budget,
+    iqm,
+    iqm_interval,
+    make_missing,
+    make_run,
+    scores,
+    seeds_in_turn,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
-TASKS = ROOT / "tune_configs" / "tasks"
-RESULTS = ROOT / "benchmarks" / "results" / "labels.jsonl"
-SETTINGS = RESULTS.with_name("labels_settings.json")
-OUT = ROOT / "benchmarks" / "out"
 PLOT = ROOT / "docs" / "images" / "labels.png"
 PAGE = ROOT / "docs" / "results.md"
 
@@ -86,109 +76,26 @@ IQM_KEYS = {
     "mistake30": "iqm_mistake30_default",
     "mistake30_robust": "iqm_mistake30",
 }
-NUM_BOOTSTRAP_SAMPLES = 5000
-GOOD_SCORE = 0.95
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training run of the table."""
-
-    task: str
-    condition: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Names the run in lines, folders and messages."""
-        return f"{self.task}/{self.condition}/s{self.seed}"
-
-    def overrides(self) -> list[str]:
-        """The settings beside those of the task's file."""
-        settings = [*CONDITIONS.get(self.condition, []), f"seed={self.seed}", "num_checkpoints_kept=1"]
-        if self.condition == "half_labels":
-            settings.append(f"feedback.budget={load_config(self.path).feedback.budget // 2}")
-        return settings
-
-    @property
-    def path(self) -> Path:
-        """The task's file."""
-        return TASKS / f"{self.task}.yaml"
-
-    def settings(self) -> dict[str, Any]:
-        """The resolved settings by dotted name, without the seed."""
-        config, _ = resolve(load_config(self.path, self.overrides()))
-        if self.condition == SB3:
-            return {"system": SB3, "env.id": config.env.id, "num_env_steps": config.num_env_steps}
-        settings = dict(_flatten(yaml.safe_load(dump_config(config))))
-        del settings["seed"]
-        return settings
+def conditions_of(task: str, names: Sequence[str]) -> dict[str, list[str]]:
+    """The settings of each named condition, and Stable-Baselines3 first where a task has it."""
+    of_task = {name: [*CONDITIONS[name], *([half_budget(task)] if name == "half_labels" else [])] for name in names}
+    return ({SB3: []} if task in TASKS_WITH_SB3 else {}) | of_task
 
 
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-class KnownSettings:
-    """The settings that stored results were made with, by fingerprint.
-
-    A stored result counts for a run whose settings are the same in everything that existed when it was made, and the
-    defaults in what has been added since: a new option that is off repeats no run, a changed default does.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._settings: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
-        self._defaults = dict(_flatten(yaml.safe_load(dump_config(load_config(None, ["env.id=Pendulum-v1"])))))
-
-    def fingerprint(self, settings: Mapping[str, Any]) -> str:
-        """The fingerprint of the known settings that these go with, else a new one."""
-        defaults = LEARNER_DEFAULTS.get(settings.get("algorithm.name", ""), {})
-        learner = {f"algorithm.{name}": value for name, value in defaults.items()}
-        for fingerprint, stored in self._settings.items():
-            if all(name in settings and settings[name] == value for name, value in stored.items()) and all(
-                value in (self._defaults.get(name), learner.get(name))
-                for name, value in settings.items()
-                if name not in stored
-            ):
-                return fingerprint
-        text = json.dumps(settings, sort_keys=True)
-        fingerprint = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
-        self._settings[fingerprint] = dict(settings)
-        return fingerprint
-
-    def store(self) -> None:
-        """Writes the settings that belong to a stored result."""
-        used = {result["fingerprint"] for result in stored_results()}
-        others = json.loads(self._path.read_text()) if self._path.exists() else {}  # of a call beside this one
-        settings = {mark: values for mark, values in (others | self._settings).items() if mark in used}
-        self._path.write_text(json.dumps(settings, indent=1) + "\n")
-
-
-def train(run: Run, fingerprint: str, commit: str) -> dict[str, Any]:
-    """Trains in this process, which keeps one Ray session for all its runs, and returns the line to store."""
-    measured = train_sb3(run) if run.condition == SB3 else train_ours(run)
-    return {
-        **{"task": run.task, "condition": run.condition, "seed": run.seed},
-        **measured,
-        **{"fingerprint": fingerprint, "commit": commit},
-    }
-
-
-def train_sb3(run: Run) -> dict[str, Any]:
-    """Stable-Baselines3's SAC on true reward for as many env steps."""
-    config = load_config(run.path)
+def train(run: Run, folder: Path) -> dict[str, Any]:
+    """Trains with this project, or with Stable-Baselines3's SAC on true reward for as many env steps."""
+    if run.system is None:
+        return make_run(run, folder)
+    config = run.config()
     arguments = {
         "--system": SB3,
         "--env-id": config.env.id,
         "--seed": run.seed,
         "--num-env-steps": config.num_env_steps,
     }
-    log = OUT / "labels" / f"{run.name}.log"
+    log = folder.with_suffix(".log")
     command = [ensure_venv("sb3", SB3_TIMEOUT_S), SCRIPTS / "sb3_baseline.py"]
     run_logged([*command, *(str(part) for pair in arguments.items() for part in pair)], log, SB3_TIMEOUT_S)
     record = json.loads(log.read_text().strip().split("\n")[-1])
@@ -197,111 +104,17 @@ def train_sb3(run: Run) -> dict[str, Any]:
     }
 
 
-def train_ours(run: Run) -> dict[str, Any]:
-    """`themis train` with the settings of a run."""
-    config, spec = resolve(load_config(run.path, run.overrides()))
-    folder = RunFolder.create(OUT / "labels" / run.name, config, overwrite=True)
-    summary: Mapping[str, Any] = {}
-    for iteration in run_experiment(config, spec, folder):
-        summary = iteration.summary or summary
-    shutil.rmtree(folder.checkpoints_path, ignore_errors=True)
-    kept = (
-        *("true_return_mean", "true_return_std", "random_return_mean", "num_env_steps", "queries_asked"),
-        *("num_preferences", "heldout_accuracy", "reward_correlation", "wall_s"),
-    )
-    return {key: summary[key] for key in kept}
-
-
-_session: contextlib.AbstractContextManager[None] | None = None
-
-
-def start_worker() -> None:
-    """Starts the Ray session that all runs of a worker process share; it ends with the process."""
-    global _session
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  (closed with the process)
-    _session = ray_session()
-    _session.__enter__()
-
-
-def _end_with_parent() -> None:
-    """Ends this process, and with it its Ray session, once the benchmark is killed; nothing else would."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def stored_results() -> list[dict[str, Any]]:
-    """The lines that earlier calls have written; an unfinished last one is left out."""
-    if not RESULTS.exists():
-        return []
-    results = []
-    for line in RESULTS.read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            results.append(json.loads(line))
-    return results
-
-
-def run_all(
-    fingerprints: Mapping[Run, str], known_settings: KnownSettings, num_jobs: int, console: Console
-) -> list[str]:
-    """Trains what is not stored yet, `num_jobs` runs at a time, and returns what failed."""
-    done = {(r["task"], r["condition"], r["seed"], r["fingerprint"]) for r in stored_results()}
-    to_run = [run for run, mark in fingerprints.items() if (run.task, run.condition, run.seed, mark) not in done]
-    num_done = len(fingerprints) - len(to_run)
-    console.print(f"{num_done} of {len(fingerprints)} runs are in {RESULTS.relative_to(ROOT)} already")
-    if not to_run:
-        return []
-    commit = subprocess.check_output(["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True).strip()
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    if any(run.condition == SB3 for run in to_run):
-        ensure_venv("sb3", SB3_TIMEOUT_S)  # before two workers want it at once
-    failures: list[str] = []
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_jobs, context, start_worker) as executor:
-        futures = {executor.submit(train, run, fingerprints[run], commit): run for run in to_run}
-        for future in track(as_completed(futures), "training", len(futures), console=console):
-            run = futures[future]
-            try:
-                result = future.result()
-            except Exception as error:
-                failures.append(f"{run.name}: {type(error).__name__}: {error}")
-                console.print(f"[red]failed[/red] {failures[-1]}", highlight=False)
-                continue
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(result) + "\n")
-            known_settings.store()
-            console.print(f"{run.name}: {result['true_return_mean']:.2f} in {result['wall_s']:.0f} s", highlight=False)
-    return failures
-
-
 def scores_by_task(results: Sequence[Mapping[str, Any]], condition: str) -> dict[str, NDArray[np.float64]]:
     """Scores of a condition's runs, by task; tasks that lack runs of either kind are left out."""
-    scores = {}
+    by_task = {}
     for task in NUM_SEEDS:
         of_task = [result for result in results if result["task"] == task and result["condition"] != SB3]
         true = [result["true_return_mean"] for result in of_task if result["condition"] == "true_reward"]
         learned = [result["true_return_mean"] for result in of_task if result["condition"] == condition]
         if true and learned:
-            random = np.mean([result["random_return_mean"] for result in of_task])
-            scores[task] = (np.array(learned) - random) / (np.mean(true) - random)
-    return scores
-
-
-def iqm(scores: Mapping[str, NDArray[np.float64]]) -> float:
-    """Mean of the middle half of all scores."""
-    return float(trim_mean(np.concatenate(list(scores.values())), 0.25))
-
-
-def iqm_interval(scores: Mapping[str, NDArray[np.float64]], rng: np.random.Generator) -> tuple[float, float]:
-    """95 % interval of the IQM: runs are drawn with replacement within each task."""
-    samples = [
-        iqm({task: rng.choice(values, len(values)) for task, values in scores.items()})
-        for _ in range(NUM_BOOTSTRAP_SAMPLES)
-    ]
-    low, high = np.quantile(samples, [0.025, 0.975])
-    return float(low), float(high)
+            random = float(np.mean([result["random_return_mean"] for result in of_task]))
+            by_task[task] = scores(learned, true, random)
+    return by_task
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -309,15 +122,15 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     report: dict[str, Any] = {}
     for condition, key in IQM_KEYS.items():
-        scores = scores_by_task(results, condition)
-        if not scores:
+        by_task = scores_by_task(results, condition)
+        if not by_task:
             continue
-        everything = np.concatenate(list(scores.values()))
-        low, high = iqm_interval(scores, rng)
+        everything = np.concatenate(list(by_task.values()))
+        low, high = iqm_interval(by_task.values(), rng)
         is_above = everything > GOOD_SCORE
-        report |= {key: iqm(scores), f"{key}_low": low, f"{key}_high": high}
+        report |= {key: iqm(by_task.values()), f"{key}_low": low, f"{key}_high": high}
         report[f"seeds_above_095{key.removeprefix('iqm')}"] = f"{is_above.sum()} of {len(is_above)}"
-        report.setdefault("by_task", {})[condition] = {task: iqm({task: x}) for task, x in scores.items()}
+        report.setdefault("by_task", {})[condition] = {task: iqm([x]) for task, x in by_task.items()}
     return {**report, "runs": list(results)}
 
 
@@ -337,7 +150,7 @@ def rows(results: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
                 f"{np.mean(queries):.0f}",
                 f"{len(returns)}",
                 f"{np.mean(returns):.{digits}f} ± {np.std(returns):.{digits}f}",
-                "-" if score is None else f"{iqm({task: score}):.2f}",
+                "-" if score is None else f"{iqm([score]):.2f}",
                 "-" if score is None else f"{(score > GOOD_SCORE).sum()} of {len(score)}",
             )
 
@@ -349,14 +162,14 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(max(7.0, 1.5 + 1.7 * len(tasks)), 3.6), layout="constrained")
     width = 0.8 / max(1, len(conditions))
     for i, condition in enumerate(conditions):
-        scores = scores_by_task(results, condition)
+        by_task = scores_by_task(results, condition)
         for x, task in enumerate(tasks):
-            if task not in scores:
+            if task not in by_task:
                 continue
             centre = x + (i - (len(conditions) - 1) / 2) * width
             label = condition.replace("_", " ") if x == 0 else None
-            axes.bar(centre, iqm({task: scores[task]}), width * 0.9, color=f"C{i}", alpha=0.45, label=label)
-            axes.scatter(np.full(len(scores[task]), centre), scores[task], s=9, color=f"C{i}")
+            axes.bar(centre, iqm([by_task[task]]), width * 0.9, color=f"C{i}", alpha=0.45, label=label)
+            axes.scatter(np.full(len(by_task[task]), centre), by_task[task], s=9, color=f"C{i}")
     axes.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
     axes.set_xticks(range(len(tasks)), tasks)
     axes.set_ylabel("score (1 = true reward, 0 = random)")
@@ -427,21 +240,22 @@ def main() -> int:
         if unknown := set(given) - set(known):
             parser.error(f"no {kind} {', '.join(sorted(unknown))}. Known: {', '.join(known)}")
     num_seeds = {task: arguments.seeds or NUM_SEEDS[task] for task in tasks}
-    # Seeds go round, so that a stopped benchmark has some of everything.
     runs = [
-        Run(task, condition, seed)
-        for seed in range(max(num_seeds.values()))
-        for task in tasks
-        for condition in (*([SB3] if task in TASKS_WITH_SB3 else []), *conditions)
-        if seed < num_seeds[task]
+        replace(run, system=SB3) if run.condition == SB3 else run
+        for run in seeds_in_turn(num_seeds, lambda task: conditions_of(task, conditions))
     ]
     console = Console()
-    known_settings = KnownSettings(SETTINGS)
-    fingerprints = {run: known_settings.fingerprint(run.settings()) for run in runs}
-    failures = [] if arguments.report_only else run_all(fingerprints, known_settings, arguments.jobs, console)
-    wanted = {(run.task, run.condition, run.seed, mark) for run, mark in fingerprints.items()}
-    results = [r for r in stored_results() if (r["task"], r["condition"], r["seed"], r["fingerprint"]) in wanted]
-    report = summarise(results) | {"failures": failures, "num_runs_missing": len(wanted) - len(results)}
+    stored = Results("labels")
+    fingerprints = {run: stored.fingerprint(run.settings()) for run in runs}
+    if arguments.report_only:
+        failures = []
+    else:
+        of_sb3 = {run: mark for run, mark in fingerprints.items() if run.system is not None}
+        if len(stored.of(of_sb3)) < len(of_sb3):
+            ensure_venv("sb3", SB3_TIMEOUT_S)  # before two workers want it at once
+        failures = make_missing(stored, fingerprints, arguments.jobs, console, train)
+    results = stored.of(fingerprints)
+    report = summarise(results) | {"failures": failures, "num_runs_missing": len(fingerprints) - len(results)}
     OUT.mkdir(exist_ok=True)
     (OUT / "labels.json").write_text(json.dumps(report, indent=2) + "\n")
     if set(tasks) == set(NUM_SEEDS) and set(conditions) == set(CONDITIONS) and not arguments.seeds:
@@ -456,7 +270,7 @@ def main() -> int:
     for sentence in sentences(report):
         console.print(sentence, highlight=False)
     if report["num_runs_missing"]:
-        console.print(f"{report['num_runs_missing']} of {len(wanted)} runs are still missing", highlight=False)
+        console.print(f"{report['num_runs_missing']} of {len(fingerprints)} runs are still missing", highlight=False)
     console.print(f"Wrote {(OUT / 'labels.json').relative_to(ROOT)}", highlight=False)
     return 1 if failures else 0
 

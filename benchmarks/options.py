@@ -1,0 +1,168 @@
+"""Which options make labels go further? `python -m benchmarks.options`, or `make bench-options`.
+
+Options of the reward model and samplers are tried on the two tasks of `benchmarks.labels` whose runs take about half a
+minute:
+
+    few_labels    half of the task's labels, all right
+    wrong10       all labels, a tenth of the answers wrong
+    wrong30       all labels, three tenths of the answers wrong
+
+Seeds begin at 100: those of `benchmarks.labels`, 0 to 9, take no part, so that what is picked here is not flattered
+there. Scores are those of `benchmarks.labels`, against the mean of its runs on true reward of the same task. Runs are
+made, stored and never repeated as `benchmarks.runs` says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.runs import (
+    GOOD_SCORE,
+    OUT,
+    ROOT,
+    Results,
+    Run,
+    half_budget,
+    iqm,
+    iqm_interval,
+    make_missing,
+    scores,
+    seeds_in_turn,
+)
+
+TASKS = ("pendulum", "cartpole")
+FIRST_SEED = 100
+SETTINGS: dict[str, list[str]] = {
+    "few_labels": [],  # the budget is filled in from the task
+    "wrong10": ["teacher.name=mistake"],
+    "wrong30": ["teacher.name=mistake", "teacher.eps_mistake=0.3"],
+}
+# Name in the table -> settings beside those of the task. What one sets alone is named after it.
+_FROM_SCRATCH = ["reward.ensemble_size=7", "reward.num_epochs=20", "reward.from_scratch=true"]
+OPTIONS: dict[str, list[str]] = {
+    "defaults": [],
+    "uniform": ["feedback.sampler=uniform"],
+    "kcenter": ["feedback.sampler=kcenter"],
+    "kcenter_disagreement": ["feedback.sampler=kcenter_disagreement"],
+    "newest": ["feedback.sampler=newest"],
+    "label_margin": ["reward.label_margin=0.05"],
+    "mistake_rate": ["reward.mistake_rate=0.1"],
+    "temporal_crop": ["reward.temporal_crop=10"],
+    "pseudo_labels": ["reward.pseudo_label_threshold=0.99", "reward.pseudo_label_weight=0.25"],
+    "filter_wrong_labels": ["reward.filter_wrong_labels=true"],
+    "held_out": ["reward.heldout_share=0.1", "reward.early_stop_patience=5"],
+    "disagreement_bonus": ["reward.disagreement_bonus=0.05"],
+    "normalize_predictions": ["reward.normalize_predictions=true"],
+    "from_scratch": ["reward.from_scratch=true"],
+    "7_from_scratch": _FROM_SCRATCH,
+    "7_from_scratch_uniform": [*_FROM_SCRATCH, "feedback.sampler=uniform"],
+    "robust": ["preset=robust"],
+}
+
+
+def rows(task: str, settings: Sequence[str], options: Sequence[str]) -> dict[str, list[str]]:
+    """The overrides of each setting and option of a task, by SETTING/OPTION."""
+    return {
+        f"{setting}/{option}": [
+            *SETTINGS[setting],
+            *([half_budget(task)] if setting == "few_labels" else []),
+            *OPTIONS[option],
+        ]
+        for setting in settings
+        for option in options
+    }
+
+
+def true_reward_returns() -> dict[str, list[float]]:
+    """The true returns of the runs on true reward that `benchmarks.labels` has stored, by task."""
+    lines = [line for line in Results("labels").lines() if line["condition"] == "true_reward"]
+    return {task: [line["true_return_mean"] for line in lines if line["task"] == task] for task in TASKS}
+
+
+def scores_by_task(results: Sequence[Mapping[str, Any]], condition: str) -> dict[str, NDArray[np.float64]]:
+    """Scores of the stored runs of a condition, by task."""
+    by_task = {}
+    for task, true in true_reward_returns().items():
+        of_task = [line for line in results if (line["task"], line["condition"]) == (task, condition)]
+        if true and of_task:
+            random = float(np.mean([line["random_return_mean"] for line in results if line["task"] == task]))
+            by_task[task] = scores([line["true_return_mean"] for line in of_task], true, random)
+    return by_task
+
+
+def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """IQM with its interval, seeds above 0.95 and IQM by task, for every condition that has runs."""
+    rng = np.random.default_rng(0)
+    report = {}
+    for condition in dict.fromkeys(line["condition"] for line in results):
+        by_task = scores_by_task(results, condition)
+        everything = np.concatenate(list(by_task.values()))
+        low, high = iqm_interval(by_task.values(), rng)
+        report[condition] = {
+            **{"iqm": iqm(by_task.values()), "iqm_low": low, "iqm_high": high},
+            **{"num_runs": len(everything), "num_above_095": int((everything > GOOD_SCORE).sum())},
+            "by_task": {task: iqm([of_task]) for task, of_task in by_task.items()},
+        }
+    return report
+
+
+def tables(report: Mapping[str, Mapping[str, Any]]) -> Iterator[Table]:
+    """A table for each setting, best option first."""
+    for setting in SETTINGS:
+        found = {name.split("/")[1]: values for name, values in report.items() if name.startswith(f"{setting}/")}
+        if not found:
+            continue
+        table = Table(title=setting, title_justify="left")
+        for column in ("option", "IQM", "95 %", *TASKS, "above 0.95"):
+            table.add_column(column, justify="left" if column == "option" else "right")
+        for option, values in sorted(found.items(), key=lambda item: -item[1]["iqm"]):
+            table.add_row(
+                option,
+                f"{values['iqm']:.2f}",
+                f"{values['iqm_low']:.2f} to {values['iqm_high']:.2f}",
+                *(f"{values['by_task'][task]:.2f}" if task in values["by_task"] else "-" for task in TASKS),
+                f"{values['num_above_095']} of {values['num_runs']}",
+            )
+        yield table
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", default=",".join(SETTINGS), help="some of the settings (default all)")
+    parser.add_argument("--options", default=",".join(OPTIONS), help="some of the options (default all)")
+    parser.add_argument("--seeds", type=int, default=10, help="seeds per task (default 10)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default 2)")
+    parser.add_argument("--report-only", action="store_true", help="train nothing, report everything that is stored")
+    arguments = parser.parse_args()
+    settings, options = arguments.settings.split(","), arguments.options.split(",")
+    for kind, given, known in (("setting", settings, SETTINGS), ("option", options, OPTIONS)):
+        if unknown := set(given) - set(known):
+            parser.error(f"no {kind} {', '.join(sorted(unknown))}. Known: {', '.join(known)}")
+    num_seeds = dict.fromkeys(TASKS, arguments.seeds)
+    console = Console()
+    stored = Results("options")
+    runs: list[Run] = list(seeds_in_turn(num_seeds, lambda task: rows(task, settings, options), FIRST_SEED))
+    fingerprints = {run: stored.fingerprint(run.settings()) for run in runs}
+    failures = [] if arguments.report_only else make_missing(stored, fingerprints, arguments.jobs, console)
+    results = stored.of(fingerprints)
+    report = summarise(results)
+    OUT.mkdir(exist_ok=True)
+    path = OUT / "options.json"
+    path.write_text(json.dumps({"conditions": report, "runs": results, "failures": failures}, indent=2) + "\n")
+    for table in tables(report):
+        console.print(table)
+    console.print(f"{len(results)} of {len(fingerprints)} runs are stored. Wrote {path.relative_to(ROOT)}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
