@@ -23,6 +23,7 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     ray.init(
+        address="local",
         num_cpus=4,
         include_dashboard=False,
         object_store_memory=150 * 2**20,

@@ -1,8 +1,10 @@
 """The six invariants of ARCHITECTURE.md, read off the source where no behaviour shows them."""
 
 import ast
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 
 import themis_ray
 from themis_ray.config import load_config, resolve
@@ -221,3 +224,26 @@ for _ in range(2):
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=240)
     assert done.stdout.count("trained True") == 2, done.stderr
+
+
+@pytest.mark.ray
+def test_a_cluster_that_somebody_else_runs_on_the_machine_is_left_alone(ray_cluster: None) -> None:
+    address = ray.get_runtime_context().gcs_address
+    code = """
+import ray
+from themis_ray.experiment import quieten, ray_session
+quieten()
+with ray_session():
+    print("address", ray.get_runtime_context().gcs_address)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="ray-") as folder:  # Ray's sockets need short paths
+        mark = Path(folder, "ray", "ray_current_cluster")  # where `ray start` says what it started
+        mark.parent.mkdir()
+        mark.write_text(address)
+        command = [sys.executable, "-c", code]
+        environment["RAY_TMPDIR"] = folder
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("address ")
+    assert address not in done.stdout

@@ -97,13 +97,17 @@ class Iteration:
 
 @contextlib.contextmanager
 def ray_session() -> Iterator[None]:
-    """Use the cluster that RAY_ADDRESS names or that is up already; else start a small one and end it afterwards."""
+    """Use the cluster that RAY_ADDRESS names or that this process is in; else start a small one and end it afterwards.
+
+    Without RAY_ADDRESS a cluster that somebody else runs on this machine is left alone.
+    """
     if ray.is_initialized():
         yield
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "themis"}
     if not os.environ.get("RAY_ADDRESS"):
         options |= {
+            "address": "local",
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
             "_system_config": dict(SYSTEM_CONFIG),

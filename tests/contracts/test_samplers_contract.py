@@ -266,5 +266,5 @@ def test_a_segment_is_predicted_once_and_in_parts_of_bounded_size(name, tmp_path
     whole = make_loop(name, tmp_path / "a", num_episodes=1)
     queries = whole._choose_queries(20)
     assert whole.reward_model.num_segments == 16
-    monkeypatch.setattr("themis_ray.rllib.loop.SEGMENT_CHUNK_BYTES", 3 * 10 * 3 * 4)
+    monkeypatch.setattr("themis_ray.rllib.looks.SEGMENT_CHUNK_BYTES", 3 * 10 * 3 * 4)
     assert ids(make_loop(name, tmp_path / "b", num_episodes=1)._choose_queries(20)) == ids(queries)

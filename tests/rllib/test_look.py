@@ -5,7 +5,7 @@ import pytest
 
 from themis_ray.config import load_config, resolve
 from themis_ray.data import EpisodeChunk
-from themis_ray.rllib import loop as loop_module
+from themis_ray.rllib import looks
 from themis_ray.rllib.loop import PreferenceLoop
 
 SETTINGS = ["env.id=Pendulum-v1", "feedback.segment_length=10", "num_env_steps=9000", "feedback.newest_num_episodes=4"]
@@ -46,16 +46,18 @@ def test_disagreement_about_rewards_shows_where_the_members_are_sure_of_every_pa
 def test_rewards_of_steps_add_up_to_returns_of_segments(tmp_path, monkeypatch) -> None:
     loop = look(tmp_path, Members())
     segments = loop.pool.sample_segments(7, 10, np.random.default_rng(1))
-    monkeypatch.setattr(loop_module, "SEGMENT_CHUNK_BYTES", 2 * segments[0].observations.nbytes)
-    rewards = loop._step_rewards(segments)
+    monkeypatch.setattr(looks, "SEGMENT_CHUNK_BYTES", 2 * segments[0].observations.nbytes)
+    rewards = looks._member_rewards(loop.reward_model, segments)
     observations = np.stack([segment.observations for segment in segments])
     np.testing.assert_allclose(rewards, loop.reward_model.rewards(observations), rtol=1e-5)
-    np.testing.assert_allclose(rewards.sum(axis=2), loop._segment_returns(segments), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        rewards.sum(axis=2), looks.member_returns(loop.reward_model, segments), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_what_a_look_keeps_does_not_keep_whole_episodes(tmp_path) -> None:
     loop = look(tmp_path, Members())
-    (point,) = loop.watch.get_state()["points"]
+    (point,) = loop.looks.watch.get_state()["points"]
     assert len(point["segments"]) == 40
     for segment in point["segments"]:
         assert segment.origin is None

@@ -11,7 +11,6 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,13 +20,12 @@ import torch
 from numpy.typing import NDArray
 from ray.rllib.utils.checkpoints import Checkpointable
 
-from themis_ray.data import AskedQuery, Choice, EpisodePool, Preference, PreferenceDataset, Query, Segment
+from themis_ray.data import AskedQuery, Choice, EpisodePool, Preference, PreferenceDataset, Query
 from themis_ray.envs import EnvSpec, image_parts
 from themis_ray.feedback import (
     SAMPLERS,
     Teacher,
     choose_queries,
-    disagreement,
     draw_distinct,
     make_human_teacher,
     make_teacher,
@@ -36,12 +34,9 @@ from themis_ray.feedback import (
 )
 from themis_ray.randomness import RandomStreams
 from themis_ray.reward import (
-    RewardWatch,
     RunningStd,
     UnlabelledPairs,
-    WatchPoint,
     disagreement_bonus,
-    left_probabilities,
     state_entropy_rewards,
     unlabelled_pairs,
 )
@@ -51,6 +46,7 @@ from themis_ray.rllib.evaluative import (
     restore_evaluations,
     take_demonstrations,
 )
+from themis_ray.rllib.looks import PolicyLooks, compare_with_true_reward, member_returns
 from themis_ray.rllib.replay import ReplayBuffer
 from themis_ray.rllib.reward_actor import PendingPrediction, RewardModel
 from themis_ray.rllib.settings import LoopSettings
@@ -66,14 +62,7 @@ COMPONENT_PREFERENCE_LOOP = "preference_loop"
 Phase = Literal["seed", "exploration", "preference"]
 
 POOL_NUM_ENV_STEPS = 50_000
-SEGMENT_CHUNK_BYTES = 2**26
 NUM_PREDICTED_RETURNS = 10
-NUM_HELDOUT_PAIRS = {"vector": 100, "grid": 100, "image": 20, "mixed": 20}
-NUM_LOOKS = 20
-MIN_MARGIN = 1e-6
-NUM_LOOK_PAIRS = {"vector": 50, "grid": 50, "image": 10, "mixed": 10}
-# Of a look's segments, how many are kept to be predicted again at later looks.
-NUM_LOOK_SEGMENTS = {"vector": 40, "grid": 40, "image": 10, "mixed": 10}
 
 
 class PreferenceLoop(Checkpointable):
@@ -113,8 +102,7 @@ class PreferenceLoop(Checkpointable):
                 settings.teacher, settings.env, self.dataset, about, settings.feedback.budget
             )
         self._intrinsic_std = RunningStd()
-        self.watch = RewardWatch()
-        self._num_looks = 0
+        self.looks = PolicyLooks(settings, spec)
         self.num_updates_owed = 0.0
         self.num_snapshot_env_steps = 0
         self._num_fitted_queries = 0
@@ -142,20 +130,22 @@ class PreferenceLoop(Checkpointable):
         """Whether predictions mean anything yet."""
         return self.reward_model is not None and self.reward_model.version > 0
 
+    @property
+    def _model(self) -> RewardModel:
+        assert self.reward_model is not None
+        return self.reward_model
+
     def predict_later(self, observations: NDArray[Any], actions: NDArray[Any]) -> PendingPrediction:
         """Start predicting the rewards of N steps."""
-        assert self.reward_model is not None
-        return self.reward_model.predict_later(observations, actions)
+        return self._model.predict_later(observations, actions)
 
     def collect(self, pending: PendingPrediction) -> NDArray[np.float32]:
         """Wait for a prediction, shape (N,)."""
-        assert self.reward_model is not None
-        return self.reward_model.collect(pending)
+        return self._model.collect(pending)
 
     def predict(self, observations: NDArray[Any], actions: NDArray[Any]) -> NDArray[np.float32]:
         """Return the predicted rewards of N steps, shape (N,)."""
-        assert self.reward_model is not None
-        return self.reward_model.predict(observations, actions)
+        return self._model.predict(observations, actions)
 
     def intrinsic_rewards(self, observations: NDArray[Any], reference: NDArray[Any]) -> NDArray[np.float32]:
         """Return state-entropy rewards of N observations against M references, over their running std, (N,)."""
@@ -264,8 +254,7 @@ class PreferenceLoop(Checkpointable):
         queries = self._choose_queries(num_queries)
         last = self.dataset.last_feedback_session
         if self._human is not None:
-            assert self.reward_model is not None
-            self._human.ask(queries, last + 1, env_step, self.reward_model.version)
+            self._human.ask(queries, last + 1, env_step, self._model.version)
             return
         assert self._teacher is not None
         asked_at = datetime.now(UTC)
@@ -312,7 +301,7 @@ class PreferenceLoop(Checkpointable):
             labelled=self._labelled_queries(),
             observation_kind=self.spec.observation_kind,
             layout=image_parts(self.spec.observation_space),
-            predict_returns=self._segment_returns,
+            predict_returns=lambda segments: member_returns(self._model, segments),
         )
 
     def _labelled_queries(self) -> list[Query]:
@@ -326,87 +315,19 @@ class PreferenceLoop(Checkpointable):
             if preference.choice is not Choice.SKIP
         ]
 
-    def _segment_returns(self, segments: Sequence[Segment]) -> NDArray[np.float32]:
-        """Return (K, S) predicted returns; frames of many segments are sent in parts."""
-        assert self.reward_model is not None
-        returns = [self.reward_model.segment_returns(*_stack(chunk)) for chunk in _chunks(segments)]
-        return np.concatenate(returns, axis=1)
-
-    def _step_rewards(self, segments: Sequence[Segment]) -> NDArray[np.float32]:
-        """Return (K, S, L) predicted rewards of the steps of S segments of L steps, as segments of one step each."""
-        assert self.reward_model is not None
-        rewards = [
-            self.reward_model.segment_returns(*(x.reshape(-1, 1, *x.shape[2:]) for x in _stack(chunk)))
-            for chunk in _chunks(segments)
-        ]
-        return np.concatenate(rewards, axis=1).reshape(-1, len(segments), len(segments[0]))
-
     def measure_reward(self) -> dict[str, float]:
-        """Compare the reward model with the true reward on fresh pairs that no teacher was asked about.
-
-        Returns:
-            heldout_accuracy: share of pairs with different true returns that the ensemble orders the same way;
-            reward_correlation: Pearson correlation of predicted and true reward over the steps of these pairs.
-            NaN where the true reward leaves nothing to compare.
-        """
-        assert self.reward_model is not None
-        num_pairs = NUM_HELDOUT_PAIRS[self.spec.observation_kind]
-        queries = self.pool.sample_queries(num_pairs, self._segment_length, self.streams["heldout"])
-        segments = [segment for query in queries for segment in (query.left, query.right)]
-        predicted = self.reward_model.predict(
-            np.concatenate([segment.observations for segment in segments]),
-            np.concatenate([segment.actions for segment in segments]),
-        )
-        true = np.concatenate([segment.true_rewards for segment in segments])
-        predicted_returns, true_returns = (x.reshape(num_pairs, 2, -1).sum(-1) for x in (predicted, true))
-        margin = true_returns[:, 0] - true_returns[:, 1]
-        is_told_apart = np.abs(margin) > MIN_MARGIN
-        agrees = (margin > 0) == (predicted_returns[:, 0] > predicted_returns[:, 1])
-        can_correlate = true.std() > 1e-8 and predicted.std() > 1e-8
-        return {
-            "heldout_accuracy": float(agrees[is_told_apart].mean()) if is_told_apart.any() else float("nan"),
-            "reward_correlation": float(np.corrcoef(predicted, true)[0, 1]) if can_correlate else float("nan"),
-        }
+        """Compare the reward model with the true reward, see `compare_with_true_reward`."""
+        rng = self.streams["heldout"]
+        return compare_with_true_reward(self._model, self.pool, self.spec, self._segment_length, rng)
 
     def look_if_due(self, env_step: int) -> None:
-        """Measure the reward model on the current policy, twenty times a run, and warn when it seems exploited.
-
-        Fresh queries about the newest episodes are put to nobody: `fresh_accuracy` compares with their true returns.
-        """
-        num_due = NUM_LOOKS * env_step // self.settings.num_env_steps
-        if num_due <= self._num_looks or not self.has_fitted_reward:
+        """Measure the reward model on the current policy, twenty times a run, and warn when it seems exploited."""
+        if not self.has_fitted_reward or not self.looks.is_due(env_step):
             return
-        self._num_looks = num_due
-        queries = self.pool.sample_queries(
-            NUM_LOOK_PAIRS[self.spec.observation_kind],
-            self._segment_length,
-            self.streams["watch"],
-            self.settings.feedback.newest_num_episodes,
-        )
-        segments = [segment for query in queries for segment in (query.left, query.right)]
-        step_rewards = self._step_rewards(segments)
-        returns = step_rewards.sum(axis=2)
-        left, right = returns[:, 0::2], returns[:, 1::2]
-        margins = np.array([query.left.true_return - query.right.true_return for query in queries])
-        is_told_apart = np.abs(margins) > MIN_MARGIN
-        agrees = (margins > 0) == (left.mean(axis=0) > right.mean(axis=0))
-        true_returns, _ = self.pool.recent_returns()
-        point = WatchPoint(
-            num_env_steps=env_step,
-            true_return=float(true_returns.mean()) if len(true_returns) else float("nan"),
-            fresh_accuracy=float(agrees[is_told_apart].mean()) if is_told_apart.any() else float("nan"),
-            disagreement=float(disagreement(left_probabilities(left, right)).mean()),
-            segments=tuple(_copy(segment) for segment in segments[: NUM_LOOK_SEGMENTS[self.spec.observation_kind]]),
-        )
-        evidence = self.watch.add(point, self._segment_returns)
+        metrics, evidence = self.looks.look(self._model, self.pool, env_step, self.streams["watch"])
+        self.info |= metrics
         if evidence is not None:
             logger.warning("%s", evidence)
-        self.info |= {
-            "fresh_accuracy": point.fresh_accuracy,
-            "policy_disagreement": point.disagreement,
-            "policy_reward_std": float(step_rewards.std(axis=0).mean()),
-            "growth_ratio": self.watch.growth_ratio,
-        }
 
     # ---------------------------------------------------------------- state
 
@@ -430,7 +351,7 @@ class PreferenceLoop(Checkpointable):
             "num_fitted_queries": self._num_fitted_queries,
             "intrinsic_std": self._intrinsic_std.get_state(),
             "info": dict(self.info),
-            "watch": (self.watch.get_state(), self._num_looks),
+            "watch": self.looks.get_state(),
             "num_updates_owed": self.num_updates_owed,
             "num_snapshot_env_steps": self.num_snapshot_env_steps,
             "predicted_returns": (dict(self._predicted_returns), list(self._finished_predicted_returns)),
@@ -451,8 +372,7 @@ class PreferenceLoop(Checkpointable):
         self._num_fitted_queries = state["num_fitted_queries"]
         self._intrinsic_std.set_state(state["intrinsic_std"])
         self.info = dict(state["info"])
-        watch, self._num_looks = state["watch"]
-        self.watch.set_state(watch)
+        self.looks.set_state(state["watch"])
         self.num_updates_owed = state["num_updates_owed"]
         self.num_snapshot_env_steps = state.get("num_snapshot_env_steps", 0)
         self._predicted_returns = dict(state["predicted_returns"][0])
@@ -499,18 +419,3 @@ class PreferenceLoop(Checkpointable):
     def get_checkpointable_components(self) -> list[tuple[str, Any]]:
         """Return nothing: everything is in `get_state`."""
         return []
-
-
-def _chunks(segments: Sequence[Segment]) -> list[Sequence[Segment]]:
-    size = max(1, SEGMENT_CHUNK_BYTES // segments[0].observations.nbytes)
-    return [segments[start : start + size] for start in range(0, len(segments), size)]
-
-
-def _stack(segments: Sequence[Segment]) -> tuple[NDArray[Any], NDArray[Any]]:
-    return np.stack([segment.observations for segment in segments]), np.stack([segment.actions for segment in segments])
-
-
-def _copy(segment: Segment) -> Segment:
-    """Return the segment with arrays of its own, so that it does not keep those of its episode."""
-    arrays = {name: getattr(segment, name).copy() for name in ("observations", "actions", "true_rewards")}
-    return replace(segment, **arrays, origin=None)
