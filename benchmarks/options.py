@@ -46,8 +46,9 @@ SETTINGS: dict[str, list[str]] = {
     "wrong10": ["teacher.name=mistake"],
     "wrong30": ["teacher.name=mistake", "teacher.eps_mistake=0.3"],
 }
-# Name in the table -> settings beside those of the task. What one sets alone is named after it.
 _FROM_SCRATCH = ["reward.ensemble_size=7", "reward.num_epochs=20", "reward.from_scratch=true"]
+_DECAYED = [*_FROM_SCRATCH, "reward.weight_decay=1", "feedback.sampler=uniform"]
+# Name in the table -> settings beside those of the task. What one sets alone is named after it.
 OPTIONS: dict[str, list[str]] = {
     "defaults": [],
     "uniform": ["feedback.sampler=uniform"],
@@ -65,6 +66,8 @@ OPTIONS: dict[str, list[str]] = {
     "from_scratch": ["reward.from_scratch=true"],
     "7_from_scratch": _FROM_SCRATCH,
     "7_from_scratch_uniform": [*_FROM_SCRATCH, "feedback.sampler=uniform"],
+    "7_decayed_uniform": _DECAYED,
+    "7_decayed_uniform_normalized": [*_DECAYED, "reward.normalize_predictions=true"],
     "robust": ["preset=robust"],
 }
 
