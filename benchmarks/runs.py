@@ -85,7 +85,13 @@ def _settings(run: Run) -> dict[str, Any]:
         return {"system": run.system, "env.id": config.env.id, "num_env_steps": config.num_env_steps}
     settings = flatten(yaml.safe_load(dump_config(config)))
     del settings["seed"]
-    return settings
+    return _that_matter(settings)
+
+
+def _that_matter(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves out what a run on true reward does not look at."""
+    unused = () if settings.get("learn_reward", True) else ("reward.", "feedback.", "teacher.")
+    return {name: value for name, value in settings.items() if not name.startswith(unused)}
 
 
 def task_path(task: str) -> Path:
@@ -117,7 +123,8 @@ class Results:
         """The fingerprint of the known settings that these go with, else a new one."""
         defaults = LEARNER_DEFAULTS.get(settings.get("algorithm.name", ""), {})
         learner = {f"algorithm.{name}": value for name, value in defaults.items()}
-        for fingerprint, stored in self._settings.items():
+        for fingerprint, everything in self._settings.items():
+            stored = _that_matter(everything)
             if all(name in settings and settings[name] == value for name, value in stored.items()) and all(
                 value in (self._defaults.get(name), learner.get(name))
                 for name, value in settings.items()

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from themis_ray.envs import EnvSpec, get_env_spec
 from themis_ray.errors import ConfigError, lookup
 from themis_ray.feedback import check_teacher
-from themis_ray.reward import DEFAULT_NUM_EPOCHS
+from themis_ray.reward import DEFAULT_FROM_SCRATCH, DEFAULT_NUM_EPOCHS, RewardConfig
 from themis_ray.rllib import AlgorithmSettings, LoopSettings, check_cpl, resolve_algorithm
 
 __all__ = [
@@ -100,14 +100,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {},
     "robust": {
         "feedback": {"sampler": "uniform"},
-        "reward": {"ensemble_size": 7, "num_epochs": 3},
+        "reward": {"ensemble_size": 7, "num_epochs": 20, "from_scratch": True, "weight_decay": 1.0},
     },
 }
 """Settings by the name of the preset; one that is given wins over its preset."""
 
 PRESET_DESCRIPTIONS = {
     "default": "the default of every setting",
-    "robust": "for teachers who are often wrong: few passes over the answers, seven members, uniform queries",
+    "robust": "for teachers who are often wrong: seven members, short fits with weight decay, uniform queries",
 }
 
 
@@ -249,12 +249,17 @@ def resolve(config: ExperimentConfig) -> tuple[ExperimentConfig, EnvSpec]:
                 "demonstrations": demonstrations and str(Path(demonstrations).resolve()),
             }
         ),
-        "reward": config.reward.model_copy(
-            update={"num_epochs": config.reward.num_epochs or DEFAULT_NUM_EPOCHS[spec.observation_kind]}
-        ),
+        "reward": _resolve_reward(config.reward, spec),
         "checkpoint_interval": config.checkpoint_interval or max(1, config.num_env_steps // 10),
     }
     return config.model_copy(update=update), spec
+
+
+def _resolve_reward(reward: RewardConfig, spec: EnvSpec) -> RewardConfig:
+    kind = spec.observation_kind
+    from_scratch = DEFAULT_FROM_SCRATCH[kind] if reward.from_scratch is None else reward.from_scratch
+    update = {"num_epochs": reward.num_epochs or DEFAULT_NUM_EPOCHS[kind], "from_scratch": from_scratch}
+    return reward.model_copy(update=update)
 
 
 def _resolve_cpl(config: ExperimentConfig) -> ExperimentConfig:

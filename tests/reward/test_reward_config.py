@@ -20,6 +20,21 @@ def test_a_crop_as_long_as_a_segment_is_refused_before_the_run() -> None:
         resolve(load_config(None, [*overrides, "reward.temporal_crop=10"]))
 
 
+@pytest.mark.parametrize(
+    ("env_id", "given", "expected"),
+    [
+        ("Pendulum-v1", [], True),
+        ("MiniGrid-Empty-Random-5x5-v0", [], True),
+        ("ALE/Pong-v5", [], False),
+        ("Pendulum-v1", ["reward.from_scratch=false"], False),
+        ("ALE/Pong-v5", ["reward.from_scratch=true"], True),
+    ],
+)
+def test_fits_start_from_scratch_but_for_images(env_id, given, expected) -> None:
+    config, _ = resolve(load_config(None, [f"env.id={env_id}", *given]))
+    assert config.reward.from_scratch is expected
+
+
 def test_every_option_is_off_by_default() -> None:
     config = RewardConfig()
     off = (
@@ -32,7 +47,6 @@ def test_every_option_is_off_by_default() -> None:
     assert off == (0, 0, 0, 0, 0)
     assert not config.filter_wrong_labels
     assert not config.normalize_predictions
-    assert not config.from_scratch
     assert config.pseudo_label_threshold is None
     assert config.early_stop_patience is None
 

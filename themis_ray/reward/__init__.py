@@ -1,7 +1,13 @@
 """What is learned: the reward ensemble, its fit to preferences, and the rewards of exploration."""
 
 from themis_ray.reward.calibration import ReliabilityCurve, expected_calibration_error, reliability_curve
-from themis_ray.reward.config import DEFAULT_NUM_EPOCHS, REWARD_MODELS, REWARD_OPTIONS, RewardConfig
+from themis_ray.reward.config import (
+    DEFAULT_FROM_SCRATCH,
+    DEFAULT_NUM_EPOCHS,
+    REWARD_MODELS,
+    REWARD_OPTIONS,
+    RewardConfig,
+)
 from themis_ray.reward.ensemble import RewardEnsemble, left_probabilities
 from themis_ray.reward.exploration import RunningStd, disagreement_bonus, optimistic_rewards, state_entropy_rewards
 from themis_ray.reward.labels import UnlabelledPairs, unlabelled_pairs
@@ -13,6 +19,7 @@ from themis_ray.reward.training import fit
 from themis_ray.reward.watch import RewardWatch, WatchPoint
 
 __all__ = [
+    "DEFAULT_FROM_SCRATCH",
     "DEFAULT_NUM_EPOCHS",
     "REWARD_MODELS",
     "REWARD_OPTIONS",

@@ -5,6 +5,8 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 DEFAULT_NUM_EPOCHS = {"vector": 50, "grid": 50, "image": 10, "mixed": 10}
+# Ten passes from scratch would be too few for convolutions.
+DEFAULT_FROM_SCRATCH = {"vector": True, "grid": True, "image": False, "mixed": False}
 
 REWARD_MODELS = {
     "mlp": "vectors: three hidden layers of 256 units over observation and action, all members in one batched product",
@@ -25,11 +27,14 @@ REWARD_OPTIONS = (
     ),
     *("early_stop_patience", "from_scratch", "normalize_predictions", "disagreement_bonus"),
 )
-"""Settings of `RewardConfig` that change what is learned, each off by default."""
+"""Settings of `RewardConfig` that change what is learned; all are off by default but `from_scratch`, which depends."""
 
 
 class RewardConfig(BaseModel):
-    """How the reward ensemble is built and fitted; the defaults are B-Pref's but for num_epochs (200 there)."""
+    """How the reward ensemble is built and fitted; the defaults are B-Pref's but for num_epochs and from_scratch.
+
+    There they are 200 and false.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -81,8 +86,10 @@ class RewardConfig(BaseModel):
         description="a fit stops after this many passes without a lower held-out loss and goes back to the best pass; "
         "None: off",
     )
-    from_scratch: bool = Field(
-        False, description="every fit starts from freshly drawn weights, not from those of the fit before"
+    from_scratch: bool | None = Field(
+        None,
+        description="every fit starts from freshly drawn weights, not from those of the fit before; None: true, false "
+        "with images",
     )
     normalize_predictions: bool = Field(
         False, description="predicted rewards have mean 0 and std 1 over the steps of the labelled segments"

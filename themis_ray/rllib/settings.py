@@ -113,7 +113,7 @@ LEARNER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "num_epochs": 10,
         "gae_lambda": 0.95,
         "clip_range": 0.2,
-        "entropy_coefficient": 0.0,
+        "entropy_coefficient": 0.01,
         "value_coefficient": 0.5,
         "max_gradient_norm": 0.5,
         **_NEAR_REFERENCE,
