@@ -93,10 +93,12 @@ def true_reward_returns() -> dict[str, list[float]]:
     return {task: [line["true_return_mean"] for line in lines if line["task"] == task] for task in TASKS}
 
 
-def scores_by_task(results: Sequence[Mapping[str, Any]], condition: str) -> dict[str, NDArray[np.float64]]:
-    """Scores of the stored runs of a condition, by task."""
+def scores_by_task(
+    results: Sequence[Mapping[str, Any]], condition: str, true_returns: Mapping[str, Sequence[float]]
+) -> dict[str, NDArray[np.float64]]:
+    """Scores of the stored runs of a condition, by task, against true returns of runs on true reward."""
     by_task = {}
-    for task, true in true_reward_returns().items():
+    for task, true in true_returns.items():
         of_task = [line for line in results if (line["task"], line["condition"]) == (task, condition)]
         if true and of_task:
             random = float(np.mean([line["random_return_mean"] for line in results if line["task"] == task]))
@@ -108,8 +110,9 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
     """IQM with its interval, seeds above 0.95 and IQM by task, for every condition that has runs."""
     rng = np.random.default_rng(0)
     report = {}
+    true_returns = true_reward_returns()
     for condition in dict.fromkeys(line["condition"] for line in results):
-        by_task = scores_by_task(results, condition)
+        by_task = scores_by_task(results, condition, true_returns)
         everything = np.concatenate(list(by_task.values()))
         low, high = iqm_interval(by_task.values(), rng)
         report[condition] = {
