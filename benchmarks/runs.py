@@ -30,10 +30,10 @@ import yaml
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from scipy.stats import trim_mean
 
 from themis_ray.config import ExperimentConfig, dump_config, flatten, load_config, resolve
 from themis_ray.experiment import ray_session, run_experiment
+from themis_ray.reporting.statistics import bootstrap, interquartile_mean, interval
 from themis_ray.rllib.settings import LEARNER_DEFAULTS
 from themis_ray.tracking import RunFolder
 
@@ -248,14 +248,13 @@ def scores(returns: Sequence[float], true_reward_returns: Sequence[float], rando
 
 def iqm(values: Iterable[NDArray[np.float64]]) -> float:
     """Mean of the middle half of all scores, given by task."""
-    return float(trim_mean(np.concatenate(list(values)), 0.25))
+    return float(interquartile_mean(np.concatenate(list(values))))
 
 
 def iqm_interval(values: Iterable[NDArray[np.float64]], rng: np.random.Generator) -> tuple[float, float]:
     """95 % bootstrap interval of the IQM: runs are drawn with replacement within each task (Agarwal et al. 2021)."""
-    by_task = list(values)
-    samples = [iqm(rng.choice(of_task, len(of_task)) for of_task in by_task) for _ in range(NUM_BOOTSTRAP_SAMPLES)]
-    low, high = np.quantile(samples, [0.025, 0.975])
+    samples = np.concatenate(bootstrap(list(values), rng, NUM_BOOTSTRAP_SAMPLES), axis=1)
+    low, high = interval(interquartile_mean(samples))
     return float(low), float(high)
 
 
