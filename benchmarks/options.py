@@ -57,7 +57,7 @@ OPTIONS: dict[str, list[str]] = {
     "label_margin": ["reward.label_margin=0.05"],
     "mistake_rate": ["reward.mistake_rate=0.1"],
     "temporal_crop": ["reward.temporal_crop=10"],
-    "pseudo_labels": ["reward.pseudo_label_threshold=0.99", "reward.pseudo_label_weight=0.25"],
+    "pseudo_labels": ["reward.pseudo_label_threshold=0.99"],
     "filter_wrong_labels": ["reward.filter_wrong_labels=true"],
     "held_out": ["reward.heldout_share=0.1", "reward.early_stop_patience=5"],
     "disagreement_bonus": ["reward.disagreement_bonus=0.05"],

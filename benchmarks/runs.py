@@ -89,8 +89,10 @@ def _settings(run: Run) -> dict[str, Any]:
 
 
 def _that_matter(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves out what a run on true reward does not look at."""
-    unused = () if settings.get("learn_reward", True) else ("reward.", "feedback.", "teacher.")
+    """Leaves out what a run on true reward, and one without pseudo-labels, does not look at."""
+    unused: tuple[str, ...] = () if settings.get("learn_reward", True) else ("reward.", "feedback.", "teacher.")
+    if settings.get("reward.pseudo_label_threshold") is None:
+        unused += ("reward.pseudo_label_weight", "reward.pseudo_labels_per_label")
     return {name: value for name, value in settings.items() if not name.startswith(unused)}
 
 

@@ -339,7 +339,7 @@ def test_a_reference_that_does_not_fit_is_refused_in_one_line(reference: tuple[s
     learner = f"algorithm.name={name}"
     config, spec = resolve(load_config(None, [env, sizes, given]))
     assert open_reference(config, spec).path == folder / "checkpoints" / "checkpoint_000000192"
-    assert config.algorithm.kl_coefficient == 0.1
+    assert config.algorithm.kl_coefficient == {"ppo": 0.1, "sac": 1.0}[name]
     assert config.exploration.num_env_steps == config.exploration.num_seed_steps == 0
     checkpoint = f"algorithm.reference={folder}/checkpoints/checkpoint_000000192"
     assert open_reference(*resolve(load_config(None, [env, sizes, checkpoint]))).learner == name

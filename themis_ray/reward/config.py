@@ -76,7 +76,9 @@ class RewardConfig(BaseModel):
         description="queries that nobody answered join a pass where the mean p(left) is above this or below 1 minus "
         "this (SURF: 0.99); None: none join",
     )
-    pseudo_label_weight: float = Field(1.0, gt=0, description="weight of such a query, that of an answered one is 1")
+    pseudo_label_weight: float = Field(
+        0.25, gt=0, description="weight of such a query, of an answered one 1 (SURF: all together weigh as much)"
+    )
     pseudo_labels_per_label: PositiveInt = Field(4, description="unanswered queries drawn per answered one in each fit")
     heldout_share: float = Field(
         0.0, ge=0, lt=1, description="share of the preferences that is not fitted but measures the fit"

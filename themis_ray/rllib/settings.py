@@ -15,7 +15,8 @@ from themis_ray.reward import RewardConfig
 T = TypeVar("T")
 
 MAX_STEPS_BETWEEN_REPORTS = 1000
-DEFAULT_KL_COEFFICIENT = 0.1
+# The loss of sac holds values of whole returns, that of ppo advantages with a spread of 1.
+DEFAULT_KL_COEFFICIENTS = {"ppo": 0.1, "sac": 1.0}
 
 CustomResources = dict[str, float]
 LearnerName = Literal["auto", "ppo", "sac", "dqn", "cpl"]
@@ -63,7 +64,7 @@ class AlgorithmSettings(BaseModel):
         None,
         ge=0,
         description="ppo, sac: weight of the KL divergence from the reference in the policy's loss. None: "
-        f"{DEFAULT_KL_COEFFICIENT} with a reference.",
+        f"with a reference {DEFAULT_KL_COEFFICIENTS['ppo']} for ppo and {DEFAULT_KL_COEFFICIENTS['sac']} for sac.",
     )
     contrastive_alpha: float | None = Field(
         None, gt=0, description="cpl: scale of the summed log probabilities in the loss."
@@ -164,7 +165,7 @@ def resolve_algorithm(settings: AlgorithmSettings, name: str) -> AlgorithmSettin
                 f"{', '.join(users)}. Leave it out or set algorithm.name."
             )
     if "reference" in given:
-        given.setdefault("kl_coefficient", DEFAULT_KL_COEFFICIENT)
+        given.setdefault("kl_coefficient", DEFAULT_KL_COEFFICIENTS[name])
     elif "kl_coefficient" in given:
         raise ConfigError(
             f"algorithm.kl_coefficient={given['kl_coefficient']} was given without algorithm.reference, from which the "
