@@ -89,7 +89,9 @@ def test_export_and_import_print_counts_and_give_the_same_answers(
 
 def test_work_that_takes_long_shows_a_bar(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "PROGRESS_DELAY_S", 0.0)
-    result = themis("export", dataset, "--out", tmp_path / "there", "--format", "jsonl")
+    long_path = tmp_path / ("a-long-name-" * 10)
+    dataset.rename(long_path)
+    result = themis("export", long_path, "--out", tmp_path / "there", "--format", "jsonl")
     assert result.exit_code == 0, result.output
     assert "100%" in result.stderr
 

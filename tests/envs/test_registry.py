@@ -176,8 +176,12 @@ def test_config_refuses_wrong_values(wrong):
         EnvConfig(**wrong)
 
 
-def test_every_listed_id_is_registered_and_in_one_family():
+def test_every_listed_id_is_registered_and_in_one_family(monkeypatch):
+    names_of_rllib = {f"rllib-{kind}-agent-env-v0": gym.spec("CartPole-v1") for kind in ("single", "multi")}
+    for name, spec in names_of_rllib.items():  # as after a run in the same process
+        monkeypatch.setitem(gym.registry, name, spec)
     every = list_envs()
+    assert not set(names_of_rllib) & set(every)
     assert every == sorted(set(every))
     assert set(every) <= set(gym.registry)
     by_family = {family.name: list_envs(family.name) for family in installed_families()}

@@ -155,7 +155,8 @@ def test_transactions_that_wait_for_each_other_are_told_to_begin_again(database)
                     both.wait(30)
 
     run_threads(2, lambda number: rename(*(("m-1", "m-2"), ("m-2", "m-1"))[number]))
-    assert len(calls) == (2 if database.is_sqlite else 3)
+    # On a busy machine the second try can meet the other transaction again.
+    assert len(calls) == 2 if database.is_sqlite else len(calls) >= 3
     with database.read() as connection:
         assert set(connection.execute(select(tables.member.c.name)).scalars()) == {"Adaxx"}
 

@@ -14,12 +14,19 @@ __all__ = ["late_progress", "progress_bar"]
 
 # Shorter work shows no bar.
 PROGRESS_DELAY_S = 5.0
+# Characters of a description.
+MAX_WIDTH = 40
 
 
 def progress_bar(console: Console) -> Progress:
-    """Return a bar for tasks that have a field `status`."""
+    """Return a bar for tasks that have a field `status`.
+
+    A long description, such as a path, is cut: bar and percentage stay on a line of 80 characters.
+    """
     return Progress(
-        TextColumn("[bold]{task.description}"),
+        TextColumn(
+            "[bold]{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=MAX_WIDTH)
+        ),
         BarColumn(bar_width=24),
         TaskProgressColumn(),
         TimeRemainingColumn(compact=True),

@@ -29,9 +29,10 @@ MUJOCO_PY_IDS = (
 )
 
 # Registered ids that no install makes: JAX, the old gym, mujoco_py, mujoco<3, data missing in the wheel; and sets of
-# Meta-World tasks, which are vectors of environments or want more than an id.
+# Meta-World tasks, which are vectors of environments or want more than an id; and the names that RLlib's env runners
+# give to whatever they run.
 NOT_MAKEABLE = re.compile(
-    r"(phys2d|tabular)/.+|GymV\d+Environment-v0|Pusher-v4|MiniGrid-WFC-.+|"
+    r"rllib-(single|multi)-agent-env-v0|(phys2d|tabular)/.+|GymV\d+Environment-v0|Pusher-v4|MiniGrid-WFC-.+|"
     + MUJOCO_PY_IDS
     + r"|Fetch\w+-v1|Hand(Manipulate|Reach)\w*-v0|dm_control/compatibility-env-v0"
     + r"|Meta-World/(M[TL]\d+.*|custom-.+|goal_.+)"
