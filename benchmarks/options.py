@@ -55,6 +55,7 @@ OPTIONS: dict[str, list[str]] = {
     "kcenter_disagreement": ["feedback.sampler=kcenter_disagreement"],
     "newest": ["feedback.sampler=newest"],
     "label_margin": ["reward.label_margin=0.05"],
+    "kcenter_disagreement_margin": ["feedback.sampler=kcenter_disagreement", "reward.label_margin=0.05"],
     "mistake_rate": ["reward.mistake_rate=0.1"],
     "temporal_crop": ["reward.temporal_crop=10"],
     "pseudo_labels": ["reward.pseudo_label_threshold=0.99"],
@@ -131,7 +132,7 @@ def tables(report: Mapping[str, Mapping[str, Any]]) -> Iterator[Table]:
             continue
         table = Table(title=setting, title_justify="left")
         for column in ("option", "IQM", "95 %", *TASKS, "above 0.95"):
-            table.add_column(column, justify="left" if column == "option" else "right")
+            table.add_column(column, justify="left" if column == "option" else "right", no_wrap=True)
         for option, values in sorted(found.items(), key=lambda item: -item[1]["iqm"]):
             table.add_row(
                 option,
