@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -47,15 +48,10 @@ SETTINGS: dict[str, list[str]] = {
     "wrong10": ["teacher.name=mistake"],
     "wrong30": ["teacher.name=mistake", "teacher.eps_mistake=0.3"],
 }
-# Name in the table -> settings beside those of the task. What one sets alone is named after it.
-OPTIONS: dict[str, list[str]] = {
-    "defaults": [],
-    "uniform": ["feedback.sampler=uniform"],
-    "kcenter": ["feedback.sampler=kcenter"],
-    "kcenter_disagreement": ["feedback.sampler=kcenter_disagreement"],
-    "newest": ["feedback.sampler=newest"],
-    "label_margin": ["reward.label_margin=0.05"],
-    "kcenter_disagreement_margin": ["feedback.sampler=kcenter_disagreement", "reward.label_margin=0.05"],
+# What most options are added to, one at a time: hard labels and queries by disagreement.
+PLAIN = ["reward.label_margin=0", "feedback.sampler=disagreement"]
+ALONE: dict[str, list[str]] = {
+    "plain": [],
     "mistake_rate": ["reward.mistake_rate=0.1"],
     "temporal_crop": ["reward.temporal_crop=10"],
     "pseudo_labels": ["reward.pseudo_label_threshold=0.99"],
@@ -66,6 +62,13 @@ OPTIONS: dict[str, list[str]] = {
     "going_on": ["reward.from_scratch=false"],
     "7_members": ["reward.ensemble_size=7"],
     "7_members_20_passes": ["reward.ensemble_size=7", "reward.num_epochs=20"],
+    **{name: [f"feedback.sampler={name}"] for name in ("uniform", "newest", "kcenter", "kcenter_disagreement")},
+}
+# Name in the table -> settings beside those of the task.
+OPTIONS: dict[str, list[str]] = {
+    **{name: [*PLAIN, *settings] for name, settings in ALONE.items()},
+    "defaults": [],  # plain with a label margin
+    "margin_and_kcenter": ["feedback.sampler=kcenter_disagreement"],  # k-center with disagreement
     "robust": ["preset=robust"],
 }
 
@@ -130,7 +133,7 @@ def tables(report: Mapping[str, Mapping[str, Any]]) -> Iterator[Table]:
         found = {name.split("/")[1]: values for name, values in report.items() if name.startswith(f"{setting}/")}
         if not found:
             continue
-        table = Table(title=setting, title_justify="left")
+        table = Table(title=setting, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
         for column in ("option", "IQM", "95 %", *TASKS, "above 0.95"):
             table.add_column(column, justify="left" if column == "option" else "right", no_wrap=True)
         for option, values in sorted(found.items(), key=lambda item: -item[1]["iqm"]):

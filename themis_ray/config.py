@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from themis_ray.envs import EnvSpec, get_env_spec
 from themis_ray.errors import ConfigError, lookup
 from themis_ray.feedback import check_teacher
-from themis_ray.reward import DEFAULT_FROM_SCRATCH, DEFAULT_NUM_EPOCHS, RewardConfig
+from themis_ray.reward import DEFAULT_FROM_SCRATCH, DEFAULT_LABEL_MARGIN, DEFAULT_NUM_EPOCHS, RewardConfig
 from themis_ray.rllib import AlgorithmSettings, LoopSettings, check_cpl, resolve_algorithm
 
 __all__ = [
@@ -258,7 +258,11 @@ def resolve(config: ExperimentConfig) -> tuple[ExperimentConfig, EnvSpec]:
 def _resolve_reward(reward: RewardConfig, spec: EnvSpec) -> RewardConfig:
     kind = spec.observation_kind
     from_scratch = DEFAULT_FROM_SCRATCH[kind] if reward.from_scratch is None else reward.from_scratch
-    update = {"num_epochs": reward.num_epochs or DEFAULT_NUM_EPOCHS[kind], "from_scratch": from_scratch}
+    label_margin = reward.label_margin
+    if label_margin is None:  # the bounds of the filter are about hard labels
+        label_margin = 0.0 if reward.filter_wrong_labels else DEFAULT_LABEL_MARGIN
+    num_epochs = reward.num_epochs or DEFAULT_NUM_EPOCHS[kind]
+    update = {"num_epochs": num_epochs, "from_scratch": from_scratch, "label_margin": label_margin}
     return reward.model_copy(update=update)
 
 

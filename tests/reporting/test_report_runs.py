@@ -247,7 +247,7 @@ def test_a_setting_that_an_older_run_did_not_know_has_its_default(tmp_path: Path
     path = make_run(tmp_path / "a", 0.9, ["seed=0"])
     make_run(tmp_path / "b", 0.9, ["seed=1"])
     text = (path / "config.yaml").read_text()
-    (path / "config.yaml").write_text(text.replace("  frame_stack: null\n", "").replace("  label_margin: 0.0\n", ""))
+    (path / "config.yaml").write_text(text.replace("  frame_stack: null\n", "").replace("  mistake_rate: 0.0\n", ""))
     assert (path / "config.yaml").read_text() != text
     groups = groups_of(tmp_path)
     assert len(groups.methods) == 1

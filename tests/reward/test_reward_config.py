@@ -35,16 +35,24 @@ def test_fits_start_from_scratch_but_for_images(env_id, given, expected) -> None
     assert config.reward.from_scratch is expected
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [([], 0.05), (["reward.filter_wrong_labels=true"], 0.0), (["reward.label_margin=0"], 0.0)],
+)
+def test_labels_keep_a_margin_unless_the_filter_judges_them(given, expected) -> None:
+    config, _ = resolve(load_config(None, ["env.id=Pendulum-v1", *given]))
+    assert config.reward.label_margin == expected
+
+
 def test_every_option_is_off_by_default() -> None:
     config = RewardConfig()
     off = (
         config.temporal_crop,
         config.heldout_share,
         config.disagreement_bonus,
-        config.label_margin,
         config.mistake_rate,
     )
-    assert off == (0, 0, 0, 0, 0)
+    assert off == (0, 0, 0, 0)
     assert not config.filter_wrong_labels
     assert not config.normalize_predictions
     assert config.pseudo_label_threshold is None

@@ -232,7 +232,7 @@ class ExplainedRun:
             raise ConfigError(f"{self.run.path} has no reward ensemble that was fitted to preferences.")
         steps = np.array([preference.num_env_steps for preference in answered])
         snapshots = [Snapshot(ensemble, steps <= num_env_steps) for ensemble, num_env_steps in history]
-        pairs = self.run.dataset.labelled_pairs(self.run.settings.reward.label_margin)
+        pairs = self.run.dataset.labelled_pairs(self.run.settings.reward.label_margin or 0.0)
         return answered, preference_influence(snapshots, pairs, predictions)
 
     def moved_by_states(self, explanation: Explanation, queries: tuple[Array, Array]) -> tuple[list[Segment], Array]:

@@ -3,6 +3,7 @@
 from themis_ray.reward.calibration import ReliabilityCurve, expected_calibration_error, reliability_curve
 from themis_ray.reward.config import (
     DEFAULT_FROM_SCRATCH,
+    DEFAULT_LABEL_MARGIN,
     DEFAULT_NUM_EPOCHS,
     REWARD_MODELS,
     REWARD_OPTIONS,
@@ -20,6 +21,7 @@ from themis_ray.reward.watch import RewardWatch, WatchPoint
 
 __all__ = [
     "DEFAULT_FROM_SCRATCH",
+    "DEFAULT_LABEL_MARGIN",
     "DEFAULT_NUM_EPOCHS",
     "REWARD_MODELS",
     "REWARD_OPTIONS",

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 DEFAULT_NUM_EPOCHS = {"vector": 50, "grid": 50, "image": 10, "mixed": 10}
 # Ten passes from scratch would be too few for convolutions.
 DEFAULT_FROM_SCRATCH = {"vector": True, "grid": True, "image": False, "mixed": False}
+DEFAULT_LABEL_MARGIN = 0.05
 
 REWARD_MODELS = {
     "mlp": "vectors: three hidden layers of 256 units over observation and action, all members in one batched product",
@@ -27,13 +28,13 @@ REWARD_OPTIONS = (
     ),
     *("early_stop_patience", "from_scratch", "normalize_predictions", "disagreement_bonus"),
 )
-"""Settings of `RewardConfig` that change what is learned; all are off by default but `from_scratch`, which depends."""
+"""Settings of `RewardConfig` that change what is learned; by default all but `label_margin`, `from_scratch` are off."""
 
 
 class RewardConfig(BaseModel):
-    """How the reward ensemble is built and fitted; the defaults are B-Pref's but for num_epochs and from_scratch.
+    """How the reward ensemble is built and fitted; the defaults are B-Pref's but for three settings.
 
-    There they are 200 and false.
+    There num_epochs is 200, label_margin 0 and from_scratch false.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,7 +51,13 @@ class RewardConfig(BaseModel):
     target_accuracy: float = Field(
         0.97, gt=0, le=1, description="a fit stops once the mean training accuracy over members is above this"
     )
-    label_margin: float = Field(0.0, ge=0, lt=0.5, description="label of the better side is 1 minus this")
+    label_margin: float | None = Field(
+        None,
+        ge=0,
+        lt=0.5,
+        description=f"label of the better side is 1 minus this. None: {DEFAULT_LABEL_MARGIN}, 0 with "
+        "filter_wrong_labels and with cpl",
+    )
     mistake_rate: float = Field(
         0.0, ge=0, lt=0.5, description="share of the answers that the fit takes to be the opposite of what was meant"
     )

@@ -140,7 +140,7 @@ class StoredPreferenceLoop(PreferenceLoop):
     @cached_property
     def pairs(self) -> LabelledPairs:
         """The preferences that are learned from."""
-        pairs = self.dataset.labelled_pairs(self.settings.reward.label_margin, upto=self._num_queries)
+        pairs = self.dataset.labelled_pairs(self.settings.reward.label_margin or 0.0, upto=self._num_queries)
         space = self.spec.action_space
         if isinstance(space, gym.spaces.Box) and space.is_bounded():
             # An unsquashed policy may have chosen more than the environment takes.

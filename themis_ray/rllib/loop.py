@@ -198,7 +198,7 @@ class PreferenceLoop(Checkpointable):
         evaluations = self.dataset.evaluated_segments(
             own_segments(self.pool, self.dataset, self._segment_length, self.streams)
         )
-        pairs = self.dataset.labelled_pairs(self.settings.reward.label_margin, weight=self._weight)
+        pairs = self.dataset.labelled_pairs(self.settings.reward.label_margin or 0.0, weight=self._weight)
         if not pairs.weights.any() and evaluations is None:
             return False
         info = self.reward_model.fit(
