@@ -45,17 +45,19 @@ TEST_SHARE = 4
 MAX_SESSIONS = 6
 
 # Name in the table -> settings of the fit over those of the run's task; from scratch where nothing else is said.
-_GOING_ON: dict[str, Any] = {"from_scratch": False, "weight_decay": 0.0, "mistake_rate": 0.0}
+_GOING_ON: dict[str, Any] = {"from_scratch": False, "weight_decay": 0.0, "mistake_rate": 0.0, "label_margin": 0.0}
 _MEMBERS_7 = _GOING_ON | {"ensemble_size": 7, "num_epochs": 20, "from_scratch": True}
 SETTINGS: dict[str, dict[str, Any]] = {
     "going on": _GOING_ON | {"ensemble_size": 3, "num_epochs": 50},
     "going on, 7 members, 3 passes": _GOING_ON | {"ensemble_size": 7, "num_epochs": 3},
-    "defaults": _GOING_ON | {"ensemble_size": 3, "num_epochs": 50, "from_scratch": True},
+    "3 members, 50 passes": _GOING_ON | {"ensemble_size": 3, "num_epochs": 50, "from_scratch": True},
+    "defaults": _GOING_ON | {"ensemble_size": 3, "num_epochs": 50, "from_scratch": True, "label_margin": 0.05},
     "7 members, 5 passes": _MEMBERS_7 | {"num_epochs": 5},
     "7 members, 10 passes": _MEMBERS_7 | {"num_epochs": 10},
     "7 members, 20 passes": _MEMBERS_7,
     "7 members, 20 passes, weight_decay 0.3": _MEMBERS_7 | {"weight_decay": 0.3},
-    "robust": _MEMBERS_7 | {"weight_decay": 1.0},
+    "7 members, 20 passes, weight_decay 1": _MEMBERS_7 | {"weight_decay": 1.0},
+    "robust": _MEMBERS_7 | {"weight_decay": 1.0, "label_margin": 0.05},
     "7 members, 50 passes, weight_decay 1": _MEMBERS_7 | {"num_epochs": 50, "weight_decay": 1.0},
     "7 members, 20 passes, mistake_rate 0.1": _MEMBERS_7 | {"mistake_rate": 0.1},
     "7 members, 20 passes, mistake_rate 0.3": _MEMBERS_7 | {"mistake_rate": 0.3},
