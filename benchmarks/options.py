@@ -70,6 +70,8 @@ OPTIONS: dict[str, list[str]] = {
     "defaults": [],  # plain with a label margin
     "margin_and_kcenter": ["feedback.sampler=kcenter_disagreement"],  # k-center with disagreement
     "robust": ["preset=robust"],
+    "robust_early": ["preset=robust", "feedback.until_share=0.4"],
+    "robust_decreasing": ["preset=robust", "feedback.schedule=decreasing"],
 }
 
 
