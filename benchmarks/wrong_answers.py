@@ -36,7 +36,7 @@ from rich.table import Table
 from themis_ray.config import load_config, resolve
 from themis_ray.data import Choice, LabelledPairs, PreferenceDataset
 from themis_ray.envs import EnvSpec
-from themis_ray.reward import RewardConfig, RewardEnsemble, fit, make_optimizer
+from themis_ray.reward import DEFAULT_LABEL_MARGIN, RewardConfig, RewardEnsemble, fit, make_optimizer
 
 OUT = Path(__file__).resolve().parent / "out"
 FIGURES = ("accuracy", "correlation")
@@ -46,18 +46,19 @@ MAX_SESSIONS = 6
 
 # Name in the table -> settings of the fit over those of the run's task; from scratch where nothing else is said.
 _GOING_ON: dict[str, Any] = {"from_scratch": False, "weight_decay": 0.0, "mistake_rate": 0.0, "label_margin": 0.0}
+_MARGIN = {"label_margin": DEFAULT_LABEL_MARGIN}
 _MEMBERS_7 = _GOING_ON | {"ensemble_size": 7, "num_epochs": 20, "from_scratch": True}
 SETTINGS: dict[str, dict[str, Any]] = {
     "going on": _GOING_ON | {"ensemble_size": 3, "num_epochs": 50},
     "going on, 7 members, 3 passes": _GOING_ON | {"ensemble_size": 7, "num_epochs": 3},
     "3 members, 50 passes": _GOING_ON | {"ensemble_size": 3, "num_epochs": 50, "from_scratch": True},
-    "defaults": _GOING_ON | {"ensemble_size": 3, "num_epochs": 50, "from_scratch": True, "label_margin": 0.05},
+    "defaults": _GOING_ON | {"ensemble_size": 3, "num_epochs": 50, "from_scratch": True, **_MARGIN},
     "7 members, 5 passes": _MEMBERS_7 | {"num_epochs": 5},
     "7 members, 10 passes": _MEMBERS_7 | {"num_epochs": 10},
     "7 members, 20 passes": _MEMBERS_7,
     "7 members, 20 passes, weight_decay 0.3": _MEMBERS_7 | {"weight_decay": 0.3},
     "7 members, 20 passes, weight_decay 1": _MEMBERS_7 | {"weight_decay": 1.0},
-    "robust": _MEMBERS_7 | {"weight_decay": 1.0, "label_margin": 0.05},
+    "robust": _MEMBERS_7 | {"weight_decay": 1.0, **_MARGIN},
     "7 members, 50 passes, weight_decay 1": _MEMBERS_7 | {"num_epochs": 50, "weight_decay": 1.0},
     "7 members, 20 passes, mistake_rate 0.1": _MEMBERS_7 | {"mistake_rate": 0.1},
     "7 members, 20 passes, mistake_rate 0.3": _MEMBERS_7 | {"mistake_rate": 0.3},
