@@ -38,9 +38,9 @@ from rich.table import Table
 from torch import nn
 
 from themis_ray.config import load_config, resolve
-from themis_ray.experiment import ray_session
 from themis_ray.rllib import build_algorithm_config
 from themis_ray.rllib.process import prepare_process
+from themis_ray.sessions import ray_session
 
 OUT = Path(__file__).parent / "out" / "overhead.json"
 BOUNDS = {"ppo_overhead": 1.10, "sac_overhead": 1.10, "sac_update_vs_torch": 1.6, "relabel_vs_torch": 1.3}

@@ -32,9 +32,10 @@ from rich.console import Console
 from rich.progress import track
 
 from themis_ray.config import ExperimentConfig, dump_config, flatten, load_config, resolve
-from themis_ray.experiment import ray_session, run_experiment
+from themis_ray.experiment import run_experiment
 from themis_ray.reporting.statistics import bootstrap, interquartile_mean, interval
 from themis_ray.rllib.settings import LEARNER_DEFAULTS
+from themis_ray.sessions import ray_session
 from themis_ray.tracking import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -22,15 +22,9 @@ def ray_cluster() -> Iterator[None]:
     """Start one cluster for every test marked `ray`, and end it after the last."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        object_store_memory=150 * 2**20,
-        log_to_driver=False,
-        logging_level="ERROR",
-        namespace="themis",
-    )
+    from themis_ray.sessions import start_ray
+
+    start_ray(num_cpus=4, object_store_memory=150 * 2**20, namespace="themis")
     yield
     ray.shutdown()
 

@@ -211,7 +211,8 @@ def test_a_process_may_use_ray_again_after_it_has_ended() -> None:
     code = """
 import ray
 from themis_ray.config import load_config, resolve
-from themis_ray.experiment import quieten, ray_session
+from themis_ray.experiment import quieten
+from themis_ray.sessions import ray_session
 from themis_ray.rllib import build_algorithm_config
 quieten()
 for _ in range(2):
@@ -231,7 +232,8 @@ def test_a_cluster_that_somebody_else_runs_on_the_machine_is_left_alone(ray_clus
     address = ray.get_runtime_context().gcs_address
     code = """
 import ray
-from themis_ray.experiment import quieten, ray_session
+from themis_ray.experiment import quieten
+from themis_ray.sessions import ray_session
 quieten()
 with ray_session():
     print("address", ray.get_runtime_context().gcs_address)

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 __all__ = [
     "CheckpointError",
+    "ClusterError",
     "ConfigError",
     "DataError",
     "RunFolderError",
@@ -45,6 +46,10 @@ class DataError(ThemisError):
 
 class CheckpointError(ThemisError):
     """A checkpoint that is incomplete, corrupt or of another run."""
+
+
+class ClusterError(ThemisError):
+    """A Ray cluster that is not where it should be, or does not start."""
 
 
 class RunFolderError(ThemisError):

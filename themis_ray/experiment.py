@@ -15,8 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from themis_ray.config import ExperimentConfig, resolve
 from themis_ray.envs import EnvSpec
 from themis_ray.errors import CheckpointError
@@ -32,6 +30,7 @@ from themis_ray.rllib import (
     random_policy,
 )
 from themis_ray.rllib.process import prepare_process
+from themis_ray.sessions import ray_session
 from themis_ray.snapshots import adopt_settings, check_snapshot, open_snapshot, write_snapshot
 from themis_ray.tracking import (
     RunFolder,
@@ -44,10 +43,8 @@ from themis_ray.tracking import (
 )
 
 __all__ = [
-    "SYSTEM_CONFIG",
     "Iteration",
     "quieten",
-    "ray_session",
     "resolve_new",
     "run_experiment",
     "run_pretraining",
@@ -55,15 +52,6 @@ __all__ = [
 
 logger = logging.getLogger("themis_ray")
 
-OBJECT_STORE_BYTES = 512 * 2**20
-# Of Ray on one machine.
-SYSTEM_CONFIG = {
-    # Ray would run actors at a lower priority than the driver, which waits for them here.
-    "worker_niceness": 0,
-    # What is remembered of actors and tasks that are gone; a long sweep has many.
-    "maximum_gcs_destroyed_actor_cached_count": 1000,
-    "task_events_max_num_task_in_gcs": 1000,
-}
 LOOP_METRICS = (
     *("fit_loss", "fit_accuracy", "fit_num_epochs", "heldout_accuracy", "reward_correlation"),
     *("fit_trusted_share", "fit_flipped_share", "fit_num_pseudo_labels"),
@@ -93,30 +81,6 @@ class Iteration:
 
     metrics: Mapping[str, Any]
     summary: Mapping[str, Any] | None = None
-
-
-@contextlib.contextmanager
-def ray_session() -> Iterator[None]:
-    """Use the cluster that RAY_ADDRESS names or that this process is in; else start a small one and end it afterwards.
-
-    Without RAY_ADDRESS a cluster that somebody else runs on this machine is left alone.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "themis"}
-    if not os.environ.get("RAY_ADDRESS"):
-        options |= {
-            "address": "local",
-            "include_dashboard": False,
-            "object_store_memory": OBJECT_STORE_BYTES,
-            "_system_config": dict(SYSTEM_CONFIG),
-        }
-    ray.init(**options)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def resolve_new(config: ExperimentConfig) -> tuple[ExperimentConfig, EnvSpec]:

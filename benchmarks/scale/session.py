@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import psutil
 import ray
 
-from themis_ray.experiment import SYSTEM_CONFIG
+from themis_ray.sessions import SYSTEM_CONFIG, start_ray
 
 __all__ = ["growth", "head_memory_mib", "own_session"]
 
@@ -28,7 +28,7 @@ SCRIPTS = {
 
 @contextlib.contextmanager
 def own_session(num_cpus: int) -> Iterator[None]:
-    """Starts a small cluster like `themis_ray.experiment.ray_session`, whatever else is up, and ends all of it.
+    """Starts a small cluster like `themis_ray.sessions.ray_session`, whatever else is up, and ends all of it.
 
     Args:
         num_cpus: What Ray is told; more than there are lets it place more actors than can compute at a time.
@@ -36,13 +36,9 @@ def own_session(num_cpus: int) -> Iterator[None]:
     Raises:
         RuntimeError: Processes were left over; they have been ended.
     """
-    ray.init(
-        address="local",
+    start_ray(
         num_cpus=num_cpus,
-        include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level="ERROR",
         namespace="themis",
         _system_config=dict(SYSTEM_CONFIG),
     )

@@ -8,7 +8,7 @@ from chat_server import KEY, PRICES, ask, by_brightness, choose, completion, jud
 from themis_ray.config import load_config
 from themis_ray.data import Choice
 from themis_ray.errors import DataError, RunFolderError, TeacherError
-from themis_ray.feedback.judge import AnswerCache
+from themis_ray.feedback.answer_cache import AnswerCache
 from themis_ray.tracking import RunFolder
 
 

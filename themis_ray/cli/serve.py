@@ -216,17 +216,11 @@ def _ray_serve(settings: object, host: str, port: int) -> Iterator[None]:
     from ray.serve.config import HTTPOptions
 
     from themis_ray.serving import APP_NAME, LabellingSettings, labelling
+    from themis_ray.sessions import start_ray
 
     assert isinstance(settings, LabellingSettings)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    ray.init(
-        address="local",
-        num_cpus=max(4, os.cpu_count() or 1),
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    start_ray(num_cpus=max(4, os.cpu_count() or 1), object_store_memory=OBJECT_STORE_BYTES)
     try:
         for number, handler in handlers.items():  # Ray takes SIGTERM for itself
             signal.signal(number, handler)

@@ -18,7 +18,8 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, PopulationBasedTraining
 
 from themis_ray.config import flatten, load_config
 from themis_ray.errors import CheckpointError, ConfigError
-from themis_ray.experiment import quieten, ray_session
+from themis_ray.experiment import quieten
+from themis_ray.sessions import ray_session
 from themis_ray.sweeping.folder import Outcome, SweepFolder
 from themis_ray.sweeping.optuna_search import OptunaSearcher, read_suggestions
 from themis_ray.sweeping.pretraining import SharedExploration, fetch_snapshot, is_made, share_exploration, start_from
