@@ -1,9 +1,10 @@
 """Which options make labels go further? `python -m benchmarks.options`, or `make bench-options`.
 
 Options of the reward model and samplers are tried on the two tasks of `benchmarks.labels` whose runs take about half a
-minute:
+minute, and with `--tasks` on any of them:
 
     few_labels    three tenths of the task's labels, all right
+    half_labels   half of them
     wrong10       all labels, a tenth of the answers wrong
     wrong30       all labels, three tenths of the answers wrong
 
@@ -26,12 +27,14 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.labels import NUM_SEEDS
 from benchmarks.runs import (
     GOOD_SCORE,
     OUT,
     ROOT,
     Results,
     Run,
+    half_budget,
     iqm,
     iqm_interval,
     make_missing,
@@ -41,10 +44,12 @@ from benchmarks.runs import (
 )
 from themis_ray.config import load_config
 
-TASKS = ("pendulum", "cartpole")
+TASKS = tuple(NUM_SEEDS)
+QUICK_TASKS = ("pendulum", "cartpole")
 FIRST_SEED = 100
 SETTINGS: dict[str, list[str]] = {
-    "few_labels": [],  # the budget is filled in from the task
+    "few_labels": [],  # the budget is filled in from the task, here and in the next
+    "half_labels": [],
     "wrong10": ["teacher.name=mistake"],
     "wrong30": ["teacher.name=mistake", "teacher.eps_mistake=0.3"],
 }
@@ -69,15 +74,22 @@ OPTIONS: dict[str, list[str]] = {
     **{name: [*PLAIN, *settings] for name, settings in ALONE.items()},
     "defaults": [],  # plain with a label margin
     "margin_and_kcenter": ["feedback.sampler=kcenter_disagreement"],  # k-center with disagreement
+    "margin_and_uniform": ["feedback.sampler=uniform"],
+    "margin_and_weight_decay": ["reward.weight_decay=1"],
+    "margin_and_7_members_20_passes": ["reward.ensemble_size=7", "reward.num_epochs=20"],
     "robust": ["preset=robust"],
     "robust_early": ["preset=robust", "feedback.until_share=0.4"],
     "robust_decreasing": ["preset=robust", "feedback.schedule=decreasing"],
 }
 
 
-def few_labels(task: str) -> str:
-    """The override that leaves three tenths of a task's labels."""
-    return f"feedback.budget={3 * load_config(task_path(task)).feedback.budget // 10}"
+def fewer_labels(task: str, setting: str) -> list[str]:
+    """The override that leaves some of a task's labels, in the settings that do."""
+    if setting == "half_labels":
+        return [half_budget(task)]
+    if setting == "few_labels":
+        return [f"feedback.budget={3 * load_config(task_path(task)).feedback.budget // 10}"]
+    return []
 
 
 def rows(task: str, settings: Sequence[str], options: Sequence[str]) -> dict[str, list[str]]:
@@ -85,7 +97,7 @@ def rows(task: str, settings: Sequence[str], options: Sequence[str]) -> dict[str
     return {
         f"{setting}/{option}": [
             *SETTINGS[setting],
-            *([few_labels(task)] if setting == "few_labels" else []),
+            *fewer_labels(task, setting),
             *OPTIONS[option],
         ]
         for setting in settings
@@ -151,17 +163,18 @@ def tables(report: Mapping[str, Mapping[str, Any]]) -> Iterator[Table]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", default=",".join(QUICK_TASKS), help="some of the tasks (default the quick ones)")
     parser.add_argument("--settings", default=",".join(SETTINGS), help="some of the settings (default all)")
     parser.add_argument("--options", default=",".join(OPTIONS), help="some of the options (default all)")
     parser.add_argument("--seeds", type=int, default=10, help="seeds per task (default 10)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default 2)")
     parser.add_argument("--report-only", action="store_true", help="train nothing, report everything that is stored")
     arguments = parser.parse_args()
-    settings, options = arguments.settings.split(","), arguments.options.split(",")
-    for kind, given, known in (("setting", settings, SETTINGS), ("option", options, OPTIONS)):
+    tasks, settings, options = (given.split(",") for given in (arguments.tasks, arguments.settings, arguments.options))
+    for kind, given, known in (("task", tasks, TASKS), ("setting", settings, SETTINGS), ("option", options, OPTIONS)):
         if unknown := set(given) - set(known):
             parser.error(f"no {kind} {', '.join(sorted(unknown))}. Known: {', '.join(known)}")
-    num_seeds = dict.fromkeys(TASKS, arguments.seeds)
+    num_seeds = dict.fromkeys(tasks, arguments.seeds)
     console = Console()
     stored = Results("options")
     runs: list[Run] = list(seeds_in_turn(num_seeds, lambda task: rows(task, settings, options), FIRST_SEED))
