@@ -147,15 +147,16 @@ def tables(report: Mapping[str, Mapping[str, Any]]) -> Iterator[Table]:
         found = {name.split("/")[1]: values for name, values in report.items() if name.startswith(f"{setting}/")}
         if not found:
             continue
+        tasks = [task for task in TASKS if any(task in values["by_task"] for values in found.values())]
         table = Table(title=setting, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-        for column in ("option", "IQM", "95 %", *TASKS, "above 0.95"):
+        for column in ("option", "IQM", "95 %", *tasks, "above 0.95"):
             table.add_column(column, justify="left" if column == "option" else "right", no_wrap=True)
         for option, values in sorted(found.items(), key=lambda item: -item[1]["iqm"]):
             table.add_row(
                 option,
                 f"{values['iqm']:.2f}",
                 f"{values['iqm_low']:.2f} to {values['iqm_high']:.2f}",
-                *(f"{values['by_task'][task]:.2f}" if task in values["by_task"] else "-" for task in TASKS),
+                *(f"{values['by_task'][task]:.2f}" if task in values["by_task"] else "-" for task in tasks),
                 f"{values['num_above_095']} of {values['num_runs']}",
             )
         yield table
