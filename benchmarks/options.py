@@ -43,6 +43,7 @@ from benchmarks.runs import (
     task_path,
 )
 from themis_ray.config import load_config
+from themis_ray.errors import ConfigError
 
 TASKS = tuple(NUM_SEEDS)
 QUICK_TASKS = ("pendulum", "cartpole")
@@ -179,7 +180,10 @@ def main() -> int:
     console = Console()
     stored = Results("options")
     runs: list[Run] = list(seeds_in_turn(num_seeds, lambda task: rows(task, settings, options), FIRST_SEED))
-    fingerprints = {run: stored.fingerprint(run.settings()) for run in runs}
+    try:
+        fingerprints = {run: stored.fingerprint(run.settings()) for run in runs}
+    except ConfigError as error:  # such as a crop longer than the segments of a task
+        parser.error(f"an option does not go with a task, leave it out of --options: {error}")
     failures = [] if arguments.report_only else make_missing(stored, fingerprints, arguments.jobs, console)
     results = stored.of(fingerprints)
     report = summarise(results)
