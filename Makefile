@@ -23,9 +23,9 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two processes, and the one that is done first takes over what the other has left: tests wait for Ray to start and stop.
+# Two processes: half the tests wait for Ray to start and stop.
 test: lint
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-slow: setup
 	$(BIN)/pytest -m slow --timeout 1800
