@@ -91,8 +91,8 @@ def _check_is_there(address: str) -> None:
         host, port = parts.hostname, parts.port
     except ValueError:  # the port is not a number
         host = port = None
-    if address in ("auto", "local") or host is None or port is None:
-        return  # names that Ray looks up by itself, or refuses by itself
+    if host is None or port is None:
+        return  # auto, local and the like, which Ray looks up or refuses by itself
     try:
         socket.create_connection((host, port), CONNECT_TIMEOUT_S).close()
     except OSError as error:
