@@ -71,8 +71,9 @@ class Run:
         return f"{self.task}/{self.condition}/s{self.seed}"
 
     def config(self) -> ExperimentConfig:
-        """The settings of the run, not resolved."""
-        return load_config(task_path(self.task), [*self.overrides, f"seed={self.seed}", "num_checkpoints_kept=1"])
+        """The settings of the run, not resolved. Runs are made beside each other, so each computes with one thread."""
+        own = (f"seed={self.seed}", "num_checkpoints_kept=1", "resources.num_fit_threads=1")
+        return load_config(task_path(self.task), [*self.overrides, *own])
 
     def settings(self) -> dict[str, Any]:
         """The resolved settings by dotted name, without the seed."""
@@ -90,8 +91,10 @@ def _settings(run: Run) -> dict[str, Any]:
 
 
 def _that_matter(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves out what a run on true reward, and one without pseudo-labels, does not look at."""
-    unused: tuple[str, ...] = () if settings.get("learn_reward", True) else ("reward.", "feedback.", "teacher.")
+    """Leaves out threads, and what a run on true reward, and one without pseudo-labels, does not look at."""
+    unused: tuple[str, ...] = ("resources.num_fit_threads",)
+    if not settings.get("learn_reward", True):
+        unused += ("reward.", "feedback.", "teacher.")
     if settings.get("reward.pseudo_label_threshold") is None:
         unused += ("reward.pseudo_label_weight", "reward.pseudo_labels_per_label")
     return {name: value for name, value in settings.items() if not name.startswith(unused)}
