@@ -1,5 +1,6 @@
-"""A prepared process neither maps memory anew for every forward pass nor slows down on denormal numbers."""
+"""Our processes do not map memory anew for every forward pass, slow down on denormal numbers, or spin."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -75,3 +76,13 @@ def test_products_keep_the_precision_of_float32() -> None:
 )
 def test_products_are_left_as_they_were_where_they_would_be_rounded(change: str) -> None:
     assert output_of(PRODUCTS.format(change=change)) == ["highest", "True"]
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "PASSIVE"), ("active", "ACTIVE")])
+def test_threads_of_a_fit_sleep_while_they_wait_unless_told_otherwise(given: str | None, used: str) -> None:
+    """OpenMP itself says what it uses, once torch loads it."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "true"} | ({"OMP_WAIT_POLICY": given} if given else {})
+    command = [sys.executable, "-c", "import themis_ray.reward"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stderr
+    assert f"OMP_WAIT_POLICY='{used}'" in said.replace(" ", "")
