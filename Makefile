@@ -23,9 +23,9 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two processes: half the tests wait for Ray to start and stop.
+# Two processes: half the tests wait for Ray to start and stop. Files are given out in the order of tests/conftest.py.
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup
 	$(BIN)/pytest -m slow --timeout 1800
