@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,27 +43,27 @@ from benchmarks.runs import (
     ROOT,
     Results,
     Run,
-    half_budget,
     iqm,
     iqm_interval,
     make_missing,
     make_run,
     scores,
     seeds_in_turn,
+    share_of_labels,
 )
 
 PLOT = ROOT / "docs" / "images" / "labels.png"
 PAGE = ROOT / "docs" / "results.md"
 
 NUM_SEEDS = {"pendulum": 10, "cartpole": 10, "minigrid": 10, "reacher": 5, "halfcheetah": 5, "lunarlander": 5}
-# Name in the table -> settings beside the task's own. The budget of `half_labels` is filled in from the task.
-CONDITIONS: dict[str, list[str]] = {
-    "true_reward": ["learn_reward=false"],
-    "labels": [],
-    "half_labels": [],
-    "mistake10": ["teacher.name=mistake"],
-    "mistake30": ["teacher.name=mistake", "teacher.eps_mistake=0.3"],
-    "mistake30_robust": ["teacher.name=mistake", "teacher.eps_mistake=0.3", "preset=robust"],
+# Name in the table -> settings beside the task's own, for a task.
+CONDITIONS: dict[str, Callable[[str], list[str]]] = {
+    "true_reward": lambda _: ["learn_reward=false"],
+    "labels": lambda _: [],
+    "half_labels": lambda task: [share_of_labels(task, 0.5)],
+    "mistake10": lambda _: ["teacher.name=mistake"],
+    "mistake30": lambda _: ["teacher.name=mistake", "teacher.eps_mistake=0.3"],
+    "mistake30_robust": lambda _: ["teacher.name=mistake", "teacher.eps_mistake=0.3", "preset=robust"],
 }
 SB3 = "sb3_sac"
 TASKS_WITH_SB3 = ("halfcheetah",)
@@ -80,8 +80,8 @@ IQM_KEYS = {
 
 def conditions_of(task: str, names: Sequence[str]) -> dict[str, list[str]]:
     """The settings of each named condition, and Stable-Baselines3 first where a task has it."""
-    of_task = {name: [*CONDITIONS[name], *([half_budget(task)] if name == "half_labels" else [])] for name in names}
-    return ({SB3: []} if task in TASKS_WITH_SB3 else {}) | of_task
+    own = {name: CONDITIONS[name](task) for name in names}
+    return ({SB3: []} if task in TASKS_WITH_SB3 else {}) | own
 
 
 def train(run: Run, folder: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,25 +34,24 @@ from benchmarks.runs import (
     ROOT,
     Results,
     Run,
-    half_budget,
     iqm,
     iqm_interval,
     make_missing,
     scores,
     seeds_in_turn,
-    task_path,
+    share_of_labels,
 )
-from themis_ray.config import load_config
 from themis_ray.errors import ConfigError
 
 TASKS = tuple(NUM_SEEDS)
 QUICK_TASKS = ("pendulum", "cartpole")
 FIRST_SEED = 100
-SETTINGS: dict[str, list[str]] = {
-    "few_labels": [],  # the budget is filled in from the task, here and in the next
-    "half_labels": [],
-    "wrong10": ["teacher.name=mistake"],
-    "wrong30": ["teacher.name=mistake", "teacher.eps_mistake=0.3"],
+# Name of the table -> overrides that make it, for a task.
+SETTINGS: dict[str, Callable[[str], list[str]]] = {
+    "few_labels": lambda task: [share_of_labels(task, 0.3)],
+    "half_labels": lambda task: [share_of_labels(task, 0.5)],
+    "wrong10": lambda _: ["teacher.name=mistake"],
+    "wrong30": lambda _: ["teacher.name=mistake", "teacher.eps_mistake=0.3"],
 }
 # What most options are added to, one at a time: hard labels and queries by disagreement.
 PLAIN = ["reward.label_margin=0", "feedback.sampler=disagreement"]
@@ -84,23 +83,10 @@ OPTIONS: dict[str, list[str]] = {
 }
 
 
-def fewer_labels(task: str, setting: str) -> list[str]:
-    """The override that leaves some of a task's labels, in the settings that do."""
-    if setting == "half_labels":
-        return [half_budget(task)]
-    if setting == "few_labels":
-        return [f"feedback.budget={3 * load_config(task_path(task)).feedback.budget // 10}"]
-    return []
-
-
 def rows(task: str, settings: Sequence[str], options: Sequence[str]) -> dict[str, list[str]]:
     """The overrides of each setting and option of a task, by SETTING/OPTION."""
     return {
-        f"{setting}/{option}": [
-            *SETTINGS[setting],
-            *fewer_labels(task, setting),
-            *OPTIONS[option],
-        ]
+        f"{setting}/{option}": [*SETTINGS[setting](task), *OPTIONS[option]]
         for setting in settings
         for option in options
     }

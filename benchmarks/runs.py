@@ -105,9 +105,9 @@ def task_path(task: str) -> Path:
     return TASKS / f"{task}.yaml"
 
 
-def half_budget(task: str) -> str:
-    """The override that halves the labels of a task."""
-    return f"feedback.budget={load_config(task_path(task)).feedback.budget // 2}"
+def share_of_labels(task: str, share: float) -> str:
+    """The override that leaves this share of a task's labels."""
+    return f"feedback.budget={round(share * load_config(task_path(task)).feedback.budget)}"
 
 
 class Results:
