@@ -27,7 +27,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.labels import NUM_SEEDS
+from benchmarks.labels import CONDITIONS, NUM_SEEDS
 from benchmarks.runs import (
     GOOD_SCORE,
     OUT,
@@ -35,7 +35,6 @@ from benchmarks.runs import (
     Results,
     Run,
     iqm,
-    iqm_interval,
     make_missing,
     scores,
     seeds_in_turn,
@@ -93,8 +92,10 @@ def rows(task: str, settings: Sequence[str], options: Sequence[str]) -> dict[str
 
 
 def true_reward_returns() -> dict[str, list[float]]:
-    """The true returns of the runs on true reward that `benchmarks.labels` has stored, by task."""
-    lines = [line for line in Results("labels").lines() if line["condition"] == "true_reward"]
+    """The true returns of the runs on true reward that `benchmarks.labels` has stored for today's tasks, by task."""
+    name, stored = "true_reward", Results("labels")
+    runs = seeds_in_turn(NUM_SEEDS, lambda task: {name: CONDITIONS[name](task)})
+    lines = stored.of({run: stored.fingerprint(run.settings()) for run in runs})
     return {task: [line["true_return_mean"] for line in lines if line["task"] == task] for task in TASKS}
 
 
@@ -113,17 +114,16 @@ def scores_by_task(
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """IQM with its interval, seeds above 0.95 and IQM by task, for every condition that has runs."""
-    rng = np.random.default_rng(0)
     report = {}
     true_returns = true_reward_returns()
     for condition in dict.fromkeys(line["condition"] for line in results):
         by_task = scores_by_task(results, condition, true_returns)
         everything = np.concatenate(list(by_task.values()))
-        low, high = iqm_interval(by_task.values(), rng)
+        mean = iqm(by_task.values())
         report[condition] = {
-            **{"iqm": iqm(by_task.values()), "iqm_low": low, "iqm_high": high},
+            **{"iqm": mean.value, "iqm_low": mean.low, "iqm_high": mean.high},
             **{"num_runs": len(everything), "num_above_095": int((everything > GOOD_SCORE).sum())},
-            "by_task": {task: iqm([of_task]) for task, of_task in by_task.items()},
+            "by_task": {task: iqm([of_task]).value for task, of_task in by_task.items()},
         }
     return report
 
@@ -142,7 +142,7 @@ def tables(report: Mapping[str, Mapping[str, Any]]) -> Iterator[Table]:
             table.add_row(
                 option,
                 f"{values['iqm']:.2f}",
-                f"{values['iqm_low']:.2f} to {values['iqm_high']:.2f}",
+                "-" if values["iqm_low"] is None else f"{values['iqm_low']:.2f} to {values['iqm_high']:.2f}",
                 *(f"{values['by_task'][task]:.2f}" if task in values["by_task"] else "-" for task in tasks),
                 f"{values['num_above_095']} of {values['num_runs']}",
             )

@@ -33,7 +33,7 @@ from rich.progress import track
 
 from themis_ray.config import ExperimentConfig, dump_config, flatten, load_config, resolve
 from themis_ray.experiment import run_experiment
-from themis_ray.reporting.statistics import bootstrap, interquartile_mean, interval
+from themis_ray.reporting.statistics import Estimate, estimate, interquartile_mean
 from themis_ray.rllib.settings import LEARNER_DEFAULTS
 from themis_ray.sessions import ray_session
 from themis_ray.tracking import RunFolder
@@ -43,7 +43,6 @@ TASKS = ROOT / "tune_configs" / "tasks"
 RESULTS = ROOT / "benchmarks" / "results"
 OUT = ROOT / "benchmarks" / "out"
 
-NUM_BOOTSTRAP_SAMPLES = 5000
 GOOD_SCORE = 0.95
 
 
@@ -114,7 +113,8 @@ class Results:
     """What is stored of a benchmark: a line per run in NAME.jsonl, and in NAME_settings.json what they were made with.
 
     A stored result counts for a run whose settings are the same in everything that existed when it was made, and the
-    defaults in what has been added since: a new option that is off repeats no run, a changed default does.
+    defaults in what has been added since: a new option that is off repeats no run, a changed default does. What has
+    been added is written down with the result as it was then, so that its default may change later.
     """
 
     def __init__(self, name: str) -> None:
@@ -131,11 +131,11 @@ class Results:
         learner = {f"algorithm.{name}": value for name, value in defaults.items()}
         for fingerprint, everything in self._settings.items():
             stored = _that_matter(everything)
+            added = {name: value for name, value in settings.items() if name not in stored}
             if all(name in settings and settings[name] == value for name, value in stored.items()) and all(
-                value in (self._defaults.get(name), learner.get(name))
-                for name, value in settings.items()
-                if name not in stored
+                value == learner.get(name, self._defaults.get(name)) for name, value in added.items()
             ):
+                everything |= added
                 return fingerprint
         text = json.dumps(settings, sort_keys=True)
         fingerprint = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
@@ -252,16 +252,12 @@ def scores(returns: Sequence[float], true_reward_returns: Sequence[float], rando
     return (np.array(returns) - random_return) / (np.mean(true_reward_returns) - random_return)
 
 
-def iqm(values: Iterable[NDArray[np.float64]]) -> float:
-    """Mean of the middle half of all scores, given by task."""
-    return float(interquartile_mean(np.concatenate(list(values))))
+def iqm(values: Iterable[NDArray[np.float64]]) -> Estimate:
+    """Mean of the middle half of all scores, given by task, with a 95 % interval where every task has two runs.
 
-
-def iqm_interval(values: Iterable[NDArray[np.float64]], rng: np.random.Generator) -> tuple[float, float]:
-    """95 % bootstrap interval of the IQM: runs are drawn with replacement within each task (Agarwal et al. 2021)."""
-    samples = np.concatenate(bootstrap(list(values), rng, NUM_BOOTSTRAP_SAMPLES), axis=1)
-    low, high = interval(interquartile_mean(samples))
-    return float(low), float(high)
+    The interval is a bootstrap: runs are drawn with replacement within each task (Agarwal et al. 2021).
+    """
+    return estimate(list(values), interquartile_mean, np.random.default_rng(0))
 
 
 def seeds_in_turn(

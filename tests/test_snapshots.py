@@ -271,6 +271,11 @@ def test_a_folder_that_holds_something_is_refused(snapshot: Snapshot, tmp_path: 
     assert open_snapshot(snapshot.path) == snapshot
 
 
+def test_the_folder_one_is_in_is_refused(tmp_path: Path, no_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_one_line(themis("pretrain", PENDULUM, "--out", "."), "the folder you are in")
+
+
 def test_the_examples_of_the_help_parse() -> None:
     text = themis("pretrain", "--help").output
     for option in ("--out", "--debug", "[FILE.yaml] [key=value ...]"):

@@ -66,8 +66,10 @@ def prepare_snapshot_folder(path: Path) -> None:
     """Refuse a folder that cannot take a snapshot, before any work is done.
 
     Raises:
-        RunFolderError: It holds something, or it cannot be written.
+        RunFolderError: It holds something, it cannot be written, or it is the one this program works in.
     """
+    if path.resolve() == Path.cwd():
+        raise RunFolderError(f"{path} is the folder you are in, which a snapshot cannot replace. Give another --out.")
     try:
         path.mkdir(parents=True, exist_ok=True)
         is_empty = not any(path.iterdir())

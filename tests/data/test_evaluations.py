@@ -187,6 +187,17 @@ def test_training_data_holds_each_segment_once(tmp_path) -> None:
     assert values[data.own].tolist() == [5, 6, 7, 0]
 
 
+def test_steps_without_an_opinion_are_no_training_data(tmp_path) -> None:
+    dataset = PreferenceDataset(tmp_path)
+    segments = make_segments(2)
+    dataset.append_evaluations(segments[:1], [StepFeedback(segments[0].id, (0, 0, 0), *ABOUT)])
+    assert dataset.evaluated_segments() is None
+    dataset.append_evaluations(segments[1:], [StepFeedback(segments[1].id, (0, -1, 0), *ABOUT)])
+    data = dataset.evaluated_segments()
+    assert data is not None
+    assert len(data) == 2
+
+
 def test_training_data_that_does_not_fit_is_refused() -> None:
     observations, actions = np.zeros((2, 3, 4)), np.zeros((2, 3, 1))
     cases = [

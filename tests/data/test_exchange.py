@@ -384,6 +384,12 @@ def test_a_damaged_parquet_file_is_named(root: Path, tmp_path: Path, format_name
 # ---------------------------------------------------------------- what is refused
 
 
+def test_the_folder_one_is_in_is_refused(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_refused(lambda: export_dataset(root, Path(), "jsonl"), "the folder you are in")
+    assert_refused(lambda: import_dataset(root, Path()), "the folder you are in")
+
+
 def test_nothing_is_overwritten(root: Path, tmp_path: Path) -> None:
     before = {name: (root / name).read_bytes() for name in files(root)}
     (tmp_path / "file").write_text("x")

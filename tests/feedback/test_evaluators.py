@@ -75,6 +75,16 @@ def test_the_best_segments_are_shown_unless_there_are_demonstrations(tmp_path) -
     assert open_demonstrations(tmp_path, 2, SPEC, 2) == segments[1:2]
 
 
+def test_without_true_rewards_only_demonstrations_are_shown(tmp_path) -> None:
+    dataset = PreferenceDataset(tmp_path)
+    segments = [make_segment([np.nan, np.nan]), make_segment([1.0, 2.0])]
+    dataset.append_evaluations(segments, [Rating(segment.id, 0, 2, "expert", 0, 0, NOW, NOW) for segment in segments])
+    with pytest.raises(DataError, match="whose true rewards nobody knows"):
+        open_demonstrations(tmp_path, 2, SPEC, 2)
+    dataset.append_evaluations(segments[:1], [Demonstration(segments[0].id, "expert", 0, 0, NOW, NOW)])
+    assert [segment.id for segment in open_demonstrations(tmp_path, 2, SPEC, 2)] == [segments[0].id]
+
+
 def test_segments_that_do_not_fit_are_refused(tmp_path) -> None:
     with pytest.raises(DataError, match="holds no segments"):
         open_demonstrations(tmp_path / "nothing", 2, SPEC, 2)

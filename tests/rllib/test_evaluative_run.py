@@ -164,6 +164,31 @@ def test_demonstrations_alone_are_fitted(tmp_path: Path, ray_cluster: Any) -> No
     assert rows[-1]["reward_version"] == 1
 
 
+@pytest.mark.ray
+@pytest.mark.parametrize("what", ["answers", "demonstrations"])
+def test_what_was_stored_before_the_first_checkpoint_is_fitted_after_a_new_start(
+    what: str, tmp_path: Path, ray_cluster: Any
+) -> None:
+    """The new start holds answers before it has stepped through two segments of its own."""
+    settings = ["env.horizon=100", "feedback.segment_length=50", "exploration.num_seed_steps=0"]
+    settings += ["exploration.num_env_steps=0", "reward.num_epochs=1"]
+    if what == "demonstrations":
+        first = build(tmp_path / "first", *settings)
+        train(first, until=200)
+        first.stop()
+        settings += [f"feedback.demonstrations={tmp_path / 'first'}", "feedback.budget=0"]
+    killed = build(tmp_path / "run", *settings)
+    train(killed, until=100)
+    killed.stop()
+    num_stored = len(PreferenceDataset(tmp_path / "run").segments)
+    assert num_stored > 0
+    again = build(tmp_path / "run", *settings)
+    rows = train(again)
+    again.stop()
+    assert rows[-1]["reward_version"] > 0
+    assert rows[-1]["queries_asked"] == (0 if what == "demonstrations" else 12)
+
+
 def test_other_teachers_only_compare() -> None:
     settings = [
         *SMALL,

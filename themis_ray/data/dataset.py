@@ -278,14 +278,14 @@ class PreferenceDataset:
         self._evaluations[folder].extend(evaluations)
 
     def evaluated_segments(self, own: Sequence[Segment] = ()) -> EvaluatedSegments | None:
-        """Returns all evaluations as training data; None when there are none.
+        """Returns all evaluations as training data; None when there are none, or nothing but steps without an opinion.
 
         Args:
             own: Segments of the learner, which demonstrations are preferred to; without any, demonstrations are left
                 out. They are not stored.
         """
         shown = self.demonstrations if own else ()
-        if not (self.ratings or self.step_feedback or shown):
+        if not (self.ratings or shown or any(any(row.values) for row in self.step_feedback)):
             return None
         known = {segment.id: segment for segment in own} if shown else {}
         known |= {row.segment_id: self._segments[row.segment_id] for row in self.evaluations}

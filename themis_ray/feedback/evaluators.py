@@ -73,6 +73,8 @@ def judge_steps(
 def open_demonstrations(path: Path, count: int, spec: EnvSpec, segment_length: int) -> list[Segment]:
     """Returns the demonstrations of a dataset, or where it has none its segments of the best true return.
 
+    Imported datasets may know no true rewards, and then have to hold demonstrations.
+
     Args:
         path: Folder of a run or dataset.
         count: Most segments returned; of demonstrations the first ones.
@@ -80,13 +82,19 @@ def open_demonstrations(path: Path, count: int, spec: EnvSpec, segment_length: i
         segment_length: The number of steps they have to have.
 
     Raises:
-        DataError: There are no segments, they cannot be read, or they are of another environment, length or shape.
+        DataError: There are no segments, they cannot be read, they are of another environment, length or shape, or
+            nothing tells which are good.
     """
     dataset = PreferenceDataset(path)
     shown = list(dict.fromkeys(dataset.segment(row.segment_id) for row in dataset.demonstrations))
-    segments = (shown or sorted(dataset.segments, key=lambda segment: -segment.true_return))[:count]
-    if not segments:
+    if not dataset.segments:
         raise DataError(f"feedback.demonstrations={path} holds no segments. Give the folder of a run or dataset.")
+    if not (shown or np.isfinite([segment.true_return for segment in dataset.segments]).all()):
+        raise DataError(
+            f"feedback.demonstrations={path} holds no demonstrations, and segments whose true rewards nobody knows, so "
+            "that the best cannot be told. Give the folder of a run, or a dataset with demonstrations."
+        )
+    segments = (shown or sorted(dataset.segments, key=lambda segment: -segment.true_return))[:count]
     observations = spec.observation_space
     wanted = spec.id, segment_length, observations.shape, str(observations.dtype), spec.action_space.shape
     for segment in segments:

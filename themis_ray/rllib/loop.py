@@ -179,18 +179,19 @@ class PreferenceLoop(Checkpointable):
     def hold_session_if_due(self, env_step: int) -> bool:
         """Ask, store, fit and measure when the schedule says so; tell whether the reward model changed.
 
-        Answers that were stored after the last fit, by a run that was killed, are fitted too. People are asked at the
-        same times; their answers are taken in whenever this is called, and fitted when enough are there.
+        Answers that were stored after the last fit, by a run that was killed, are fitted too, once the pool holds two
+        segments to measure the fit on. People are asked at the same times; their answers are taken in whenever this is
+        called, and fitted when enough are there.
         """
         if self.reward_model is None or env_step < self.num_steps_before_feedback:
             return False
         if self._human is not None:
             self._human.collect()
+        if self.pool.num_starts(self._segment_length) < 2:
+            return False
+        take_demonstrations(self.settings, self.spec, self.dataset, env_step)
         num_due = queries_due(self._plan, env_step) - self.dataset.num_questions
-        can_ask = self.pool.num_starts(self._segment_length) >= 2
-        if can_ask:
-            take_demonstrations(self.settings, self.spec, self.dataset, env_step)
-        if num_due > 0 and can_ask:
+        if num_due > 0:
             self._ask(num_due, env_step)
         if not self._has_news():
             return False

@@ -149,6 +149,8 @@ def _reporting(batches: Iterator[Batch], report: Report) -> Iterator[Batch]:
 
 def _write(batches: Iterator[Batch], out: Path, format_name: str, counts: DatasetCounts) -> None:
     """Writes into a hidden folder that takes the name `out` at the end, and is deleted after an error."""
+    if out.resolve() == Path.cwd():
+        raise DataError(f"{out} is the folder you are in, which cannot be replaced. Give another folder.")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise DataError(f"{out} holds something already. Give another folder, or delete it first.")
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
