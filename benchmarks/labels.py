@@ -33,6 +33,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -67,6 +68,7 @@ CONDITIONS: dict[str, Callable[[str], list[str]]] = {
 SB3 = "sb3_sac"
 TASKS_WITH_SB3 = ("halfcheetah",)
 SB3_TIMEOUT_S = 3600.0
+MISSING = "runs have not been made yet; until they are, tasks with fewer runs weigh less."
 COLUMNS = ("task", "condition", "labels", "seeds", "true return", "score (IQM)", "above 0.95")
 IQM_KEYS = {
     "labels": "iqm",
@@ -212,7 +214,7 @@ def write_page(results: Sequence[Mapping[str, Any]], report: Mapping[str, Any], 
         "`sb3_sac` is Stable-Baselines3's SAC with its own defaults on true reward, to show that `true_reward` is",
         "not a weak learner.",
         "",
-        *([f"{num_missing} of {num_missing + len(results)} runs have not been made yet.", ""] if num_missing else []),
+        *([f"{num_missing} of {num_missing + len(results)} {MISSING}", ""] if num_missing else []),
         *(f"* {sentence}" for sentence in sentences(report)),
         "",
         f"![Scores of all runs]({PLOT.relative_to(PAGE.parent)})",
@@ -260,9 +262,10 @@ def main() -> int:
     if set(tasks) == set(NUM_SEEDS) and set(conditions) == set(CONDITIONS) and not arguments.seeds:
         plot(results, PLOT)
         write_page(results, report, PAGE)
-    table = Table(title="Learned from labels against true reward", title_justify="left")
+    look: dict[str, Any] = {"box": SIMPLE, "padding": (0, 1, 0, 0), "pad_edge": False}
+    table = Table(title="Learned from labels against true reward", title_justify="left", **look)
     for column in COLUMNS:
-        table.add_column(column, justify="left" if column in ("task", "condition") else "right")
+        table.add_column(column, justify="left" if column in ("task", "condition") else "right", no_wrap=True)
     for row in rows(results):
         table.add_row(*row)
     console.print(table)
