@@ -262,8 +262,7 @@ def main() -> int:
     if set(tasks) == set(NUM_SEEDS) and set(conditions) == set(CONDITIONS) and not arguments.seeds:
         plot(results, PLOT)
         write_page(results, report, PAGE)
-    look: dict[str, Any] = {"box": SIMPLE, "padding": (0, 1, 0, 0), "pad_edge": False}
-    table = Table(title="Learned from labels against true reward", title_justify="left", **look)
+    table = Table(title="Learned from labels against true reward", title_justify="left", box=SIMPLE, padding=0)
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in ("task", "condition") else "right", no_wrap=True)
     for row in rows(results):
