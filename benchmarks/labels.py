@@ -69,7 +69,7 @@ SB3 = "sb3_sac"
 TASKS_WITH_SB3 = ("halfcheetah",)
 SB3_TIMEOUT_S = 3600.0
 MISSING = "runs have not been made yet; until they are, tasks with fewer runs weigh less."
-COLUMNS = ("task", "condition", "labels", "seeds", "true return", "score (IQM)", "above 0.95")
+COLUMNS = ("task", "condition", "labels", "seeds", "true return", "score (IQM)", "over 0.95")
 IQM_KEYS = {
     "labels": "iqm",
     "half_labels": "iqm_half_labels",
