@@ -23,9 +23,9 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two processes: half the tests wait for Ray to start and stop. Files are given out in the order of tests/conftest.py.
+# Two processes: half the tests wait for Ray to start and stop.
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-slow: setup
 	$(BIN)/pytest -m slow --timeout 1800

@@ -17,12 +17,6 @@ settings.register_profile("themis", deadline=None)
 settings.load_profile("themis")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that train, which take longest: at the end no process waits for another."""
-    training = {item.path for item in items if item.get_closest_marker("ray")}
-    items.sort(key=lambda item: item.path not in training)
-
-
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """Start one cluster for every test marked `ray`, and end it after the last."""

@@ -64,12 +64,13 @@ def test_a_machine_that_is_too_busy_is_told_in_one_line() -> None:
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
 def test_a_cluster_that_is_not_there_is_told_at_once(scheme: str, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"{scheme}127.0.0.1:{server.getsockname()[1]}"
     out = tmp_path / "run"
     command = [sys.executable, "-m", "themis_ray.cli", "train", "env.id=CartPole-v1", "--out", str(out)]
-    environment = {**os.environ, "RAY_ADDRESS": address}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    with socket.socket() as taken:  # a port that nothing listens on, and that nothing else can take meanwhile
+        taken.bind(("127.0.0.1", 0))
+        address = f"{scheme}127.0.0.1:{taken.getsockname()[1]}"
+        environment = {**os.environ, "RAY_ADDRESS": address}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
     message = f"error: no Ray cluster answers at {address}, which RAY_ADDRESS names (Connection refused)."
     assert message in " ".join(done.stderr.split())
