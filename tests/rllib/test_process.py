@@ -24,7 +24,7 @@ for i in range(6):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     ensemble.predict(*rows, chunk_size=4096)
     counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(min(counts))
+print(sorted(counts)[3])
 """
 DENORMALS = """
 import threading
