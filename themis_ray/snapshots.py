@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from themis_ray.config import MAX_SEED_STEPS, ExperimentConfig, dump_config, load_config
 from themis_ray.envs import EnvSpec, get_env_spec, resolve_env
 from themis_ray.errors import CheckpointError, ConfigError, RunFolderError
+from themis_ray.files import whole
 
 __all__ = [
     "Snapshot",
@@ -82,22 +82,20 @@ def prepare_snapshot_folder(path: Path) -> None:
 
 
 def write_snapshot(path: Path, algorithm: Any, config: ExperimentConfig) -> Snapshot:
-    """Save `algorithm` and its resolved configuration under a temporary name and move them to `path`."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    algorithm.save_to_path(str((temporary / "checkpoint").resolve()))
-    (temporary / "config.yaml").write_text(dump_config(config))
-    about = {
-        "format": SNAPSHOT_FORMAT,
-        "env_id": config.env.id,
-        "algorithm": config.algorithm.name,
-        "seed": config.seed,
-        "num_env_steps": algorithm.env_steps,
-        "files": dict(_digests(temporary)),
-    }
-    (temporary / "snapshot.json").write_text(json.dumps(about, indent=2) + "\n")
-    temporary.replace(path)
+    """Save `algorithm` and its resolved configuration as a whole."""
+    with whole(path) as temporary:
+        temporary.mkdir()
+        algorithm.save_to_path(str((temporary / "checkpoint").resolve()))
+        (temporary / "config.yaml").write_text(dump_config(config))
+        about = {
+            "format": SNAPSHOT_FORMAT,
+            "env_id": config.env.id,
+            "algorithm": config.algorithm.name,
+            "seed": config.seed,
+            "num_env_steps": algorithm.env_steps,
+            "files": dict(_digests(temporary)),
+        }
+        (temporary / "snapshot.json").write_text(json.dumps(about, indent=2) + "\n")
     return Snapshot(path, config, algorithm.env_steps)
 
 

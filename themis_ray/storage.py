@@ -14,6 +14,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from themis_ray.errors import ConfigError, RunFolderError
+from themis_ray.files import whole
 
 __all__ = ["Mirror", "Storage", "is_uri"]
 
@@ -115,11 +116,9 @@ class Storage:
 
     def download(self, name: str, target: Path) -> None:
         """Read a file into this machine's `target`, which is there as a whole or not at all."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-        with self._fs.open_input_stream(self._path(name)) as content, temporary.open("wb") as file:
+        source = self._fs.open_input_stream(self._path(name))
+        with source as content, whole(target) as temporary, temporary.open("wb") as file:
             shutil.copyfileobj(content, file, 2**20)
-        temporary.replace(target)
 
     def delete(self, name: str) -> None:
         """Delete a file, which may be gone already, as after a deletion whose answer was lost."""

@@ -1,3 +1,4 @@
+import os
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -198,7 +199,7 @@ def test_a_crash_between_the_two_parts_loses_only_that_session(tmp_path, monkeyp
     assert len(names(tmp_path)) == 6
 
 
-@pytest.mark.parametrize("failing", ["write", "sync"])
+@pytest.mark.parametrize("failing", [(parquet, "write"), (os, "fsync")], ids=["write", "sync"])
 def test_a_failed_write_leaves_no_part_and_can_be_tried_again(tmp_path, monkeypatch, failing):
     dataset = PreferenceDataset(tmp_path)
 
@@ -206,7 +207,7 @@ def test_a_failed_write_leaves_no_part_and_can_be_tried_again(tmp_path, monkeypa
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(parquet, failing, fail)
+        patch.setattr(*failing, fail)
         with pytest.raises(OSError, match="no space"):
             append(dataset, [(0, 1)])
     assert names(tmp_path) == []

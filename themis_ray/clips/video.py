@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 
 from themis_ray.clips.pictures import checked_frames
 from themis_ray.errors import ConfigError, DataError, lookup
+from themis_ray.files import whole
 
 __all__ = ["CODECS", "Codec", "clip_name", "read_clip", "write_clip"]
 
@@ -108,13 +107,8 @@ def write_clip(frames: NDArray[np.uint8], folder: str | Path, *, codec: str = "v
     path = Path(folder) / clip_name(frames, codec=codec, clip_fps=clip_fps)
     if path.exists():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
+    with whole(path) as temporary:
         _encode(frames, temporary, CODECS[codec], _frame_rate(clip_fps))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

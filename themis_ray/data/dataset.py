@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -30,6 +29,7 @@ from themis_ray.data.pairs import LabelledPairs
 from themis_ray.data.preferences import Choice, Preference, left_probability
 from themis_ray.data.segments import Origin, Query, Segment
 from themis_ray.errors import DataError
+from themis_ray.files import whole
 
 Row = TypeVar("Row")
 
@@ -421,17 +421,10 @@ class PreferenceDataset:
 
     def _write_part(self, kind: str, tables: Iterable[pa.Table]) -> None:
         path = self._part_path(kind, self._num_parts[kind])
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             raise DataError(f"{path} was written by another program; load {self.root} again, and let one program write")
-        # Readers of a Parquet folder pass over names that begin with a dot.
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with whole(path) as temporary:
             parquet.write(temporary, tables)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        parquet.sync(path.parent)
         self._num_parts[kind] += 1
 
 

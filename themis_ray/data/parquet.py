@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC
 from pathlib import Path
@@ -174,7 +173,7 @@ def _record_table(rows: Sequence[object], fields: Iterable[tuple[str, pa.DataTyp
 
 
 def write(path: Path, tables: Iterable[pa.Table]) -> None:
-    """Writes tables of one schema as the row groups of a file, and syncs it to disk."""
+    """Writes tables of one schema as the row groups of a file."""
     tables = iter(tables)
     table = next(tables)
     # Plain Parquet stores a uint8 in four bytes; 256 dictionary entries make it one.
@@ -190,16 +189,6 @@ def write(path: Path, tables: Iterable[pa.Table]) -> None:
         writer.write_table(table)
         for following in tables:
             writer.write_table(following)
-    sync(path)
-
-
-def sync(path: Path) -> None:
-    """Waits until a file's content, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_segments(path: Path) -> list[Segment]:

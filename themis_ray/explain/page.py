@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from themis_ray.data import Choice
 from themis_ray.errors import DataError
+from themis_ray.files import write_whole
 
 __all__ = ["ExplainedClip", "ExplainedPair", "InfluenceRow", "PageSection", "write_explanation_page"]
 
@@ -161,14 +161,7 @@ def write_explanation_page(
     environment.globals |= {"bars": _bars, "anchor": _anchor}
     page = environment.get_template(TEMPLATE).render(title=title, intro=intro, sections=sections, facts=facts)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Whole or not at all: the page may be large, and someone may have it open.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, page)
     return path
 
 

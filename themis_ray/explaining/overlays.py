@@ -16,6 +16,7 @@ from themis_ray.explaining.folder import legend
 from themis_ray.explaining.run import ExplainedRun, Explanation
 from themis_ray.explaining.studio import Output, Studio
 from themis_ray.feedback.segment_clips import ClipIndex
+from themis_ray.files import write_whole
 
 __all__ = ["OverlayClips"]
 
@@ -108,10 +109,7 @@ class OverlayClips:
             return None
 
     def _save_scales(self, scales: Scales) -> None:
-        temporary = self._scales_path.with_suffix(".tmp")
         try:
-            temporary.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(asdict(scales)) + "\n")
-            temporary.replace(self._scales_path)
+            write_whole(self._scales_path, json.dumps(asdict(scales)) + "\n")
         except OSError as error:
             raise DataError(f"{self._scales_path} cannot be written ({error.strerror}).") from error

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from themis_ray.errors import ConfigError, DataError, TeacherError
 from themis_ray.feedback.query_sender import QuerySender
 from themis_ray.feedback.segment_clips import SegmentClips
 from themis_ray.feedback.study_client import StudyClient, UnreachableError
+from themis_ray.files import write_whole
 from themis_ray.wire import StoredAnswer
 
 __all__ = ["AnnotatorWeights", "HumanParameters", "HumanTeacher"]
@@ -82,10 +82,7 @@ class AnnotatorWeights:
         if all(self._weights.get(name) == weight for name, weight in weights.items()):
             return
         self._weights |= weights
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(self._weights, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        temporary.replace(self._path)
+        write_whole(self._path, json.dumps(self._weights, indent=1, sort_keys=True) + "\n")
 
 
 class HumanTeacher:

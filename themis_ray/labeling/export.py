@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,6 +24,7 @@ from pydantic import Field, ValidationError
 
 from themis_ray.data import Choice, parquet
 from themis_ray.errors import DataError, lookup
+from themis_ray.files import whole
 from themis_ray.labeling.study import StudyConfig
 from themis_ray.wire import ClipName, FeedbackKind, LongId, NewQuery, QueryKind, Slug, StoredAnswer, Wire
 
@@ -184,23 +184,17 @@ def write_answers(rows: Iterable[AnswerRow], path: Path, format_name: str, study
     lookup("export format", format_name, ANSWER_FORMATS)
     if path.exists():
         raise DataError(f"{path} is there already. Give another name, or delete it first.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     write = {"parquet": _write_parquet, "jsonl": _write_jsonl, "csv": _write_csv}.get(format_name)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if write is not None:
-            num_rows = write(rows, temporary)
-        elif path.suffix == ".zip":
-            num_rows = _write_zip(rows, temporary, study)
-        else:
-            num_rows = _write_huggingface(rows, temporary, study)
-        temporary.rename(path)
+        with whole(path) as temporary:
+            if write is not None:
+                num_rows = write(rows, temporary)
+            elif path.suffix == ".zip":
+                num_rows = _write_zip(rows, temporary, study)
+            else:
+                num_rows = _write_huggingface(rows, temporary, study)
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error.strerror or error}). Give a folder with room.") from error
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        temporary.unlink(missing_ok=True)
     return num_rows
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from themis_ray.errors import RunFolderError
+from themis_ray.files import write_whole
 from themis_ray.reporting.charts import draw_report
 from themis_ray.reporting.page import render_page
 from themis_ray.reporting.report import Report
@@ -51,13 +51,13 @@ def write_report(report: Report, out: Path, title: str) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
         # Listed before they are there, so that an end in between leaves no file that nobody knows.
-        _write(out / MANIFEST, _manifest({*earlier, *files}))
+        write_whole(out / MANIFEST, _manifest({*earlier, *files}))
         for name, content in files.items():
-            _write(out / name, content)
+            write_whole(out / name, content)
         for name in earlier:
             if name not in (MANIFEST, *files):
                 (out / name).unlink(missing_ok=True)
-        _write(out / MANIFEST, _manifest(files))
+        write_whole(out / MANIFEST, _manifest(files))
     except OSError as error:
         raise RunFolderError(
             f"{out} cannot be written ({error.strerror}). Give an --out folder that you may write to."
@@ -89,10 +89,3 @@ def _listed(folder: Path) -> list[str]:
 
 def _is_file_name(name: object) -> bool:
     return isinstance(name, str) and name not in ("", "..") and name == Path(name).name
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file as a whole or not at all: someone may have it open."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)

@@ -16,6 +16,7 @@ from ray import tune
 
 from themis_ray.config import ExperimentConfig, dump_config, load_config, resolve
 from themis_ray.experiment import Iteration, run_experiment, run_pretraining
+from themis_ray.files import write_whole
 from themis_ray.storage import Mirror, Storage
 from themis_ray.sweeping.folder import ERROR_FILE
 from themis_ray.sweeping.pretraining import fetch_snapshot
@@ -180,9 +181,7 @@ def _prepare_takeover(path: Path, source: Path, experiment: ExperimentConfig) ->
     about = json.loads((source / SOURCE_FILE).read_text())
     settings = experiment.model_dump(mode="json", include={"algorithm", "feedback", "reward"})
     row = {"from": about["path"], "num_env_steps": about["num_env_steps"], **settings}
-    temporary = new / f"{SOURCE_FILE}.tmp"
-    temporary.write_text(json.dumps(row))
-    temporary.rename(new / SOURCE_FILE)
+    write_whole(new / SOURCE_FILE, json.dumps(row))
 
 
 def _finish_takeover(path: Path) -> None:

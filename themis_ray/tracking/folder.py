@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from themis_ray.config import ExperimentConfig, dump_config, load_config
 from themis_ray.errors import CheckpointError, RunFolderError
+from themis_ray.files import whole, write_whole
 from themis_ray.tracking.metrics import Row, finite, to_json
 
 __all__ = ["FOLDERS", "PREDICTIONS_FILE", "TRACKER_FOLDERS", "RunFolder"]
@@ -71,7 +71,7 @@ class RunFolder:
                 )
             folder._clear()
             path.mkdir(parents=True, exist_ok=True)
-            _write_atomically(path / "config.yaml", dump_config(config))
+            write_whole(path / "config.yaml", dump_config(config))
         except OSError as error:
             raise RunFolderError(
                 f"{path} cannot be written ({error.strerror}). Give an --out folder that you may write to."
@@ -151,7 +151,7 @@ class RunFolder:
             superseded = self.path / "metrics.superseded.jsonl"
             with superseded.open("a", encoding="utf-8", errors="surrogateescape") as file:
                 file.writelines(later if later[-1].endswith("\n") else [*later, "\n"])
-            _write_atomically(self.metrics_path, "".join(kept))
+            write_whole(self.metrics_path, "".join(kept).encode(errors="surrogateescape"))
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -185,25 +185,22 @@ class RunFolder:
         return path, about
 
     def add_checkpoint(self, algorithm: Any, about: Row, num_kept: int) -> Path:
-        """Save `algorithm` under a temporary name, move it into place, and drop all but the newest `num_kept`."""
-        self.checkpoints_path.mkdir(exist_ok=True)
-        for leftover in self.checkpoints_path.glob(".tmp-*"):
+        """Save `algorithm` as a whole, and drop all but the newest `num_kept` and what killed runs left."""
+        for leftover in self.checkpoints_path.glob(".*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
-        name = f"checkpoint_{about['num_env_steps']:09d}"
-        temporary = self.checkpoints_path / f".tmp-{name}"
-        algorithm.save_to_path(str(temporary.resolve()))
-        (temporary / "themis.json").write_text(to_json({"format": CHECKPOINT_FORMAT, **about}))
-        path = self.checkpoints_path / name
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
+        path = self.checkpoints_path / f"checkpoint_{about['num_env_steps']:09d}"
+        with whole(path) as temporary:
+            algorithm.save_to_path(str(temporary.resolve()))
+            (temporary / "themis.json").write_text(to_json({"format": CHECKPOINT_FORMAT, **about}))
+            if path.exists():
+                shutil.rmtree(path)
         for old in self.checkpoints()[:-num_kept]:
             shutil.rmtree(old, ignore_errors=True)
         return path
 
     def write_summary(self, summary: Row) -> None:
         """Write summary.json."""
-        _write_atomically(self.path / "summary.json", json.dumps(finite(summary), indent=2) + "\n")
+        write_whole(self.path / "summary.json", json.dumps(finite(summary), indent=2) + "\n")
 
 
 def _parse_row(line: str) -> dict[str, Any] | None:
@@ -213,12 +210,3 @@ def _parse_row(line: str) -> dict[str, Any] | None:
     except json.JSONDecodeError:
         return None
     return row if isinstance(row, dict) and "num_env_steps" in row else None
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -6,19 +6,17 @@ takes the target's name when all is there.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from themis_ray.data import parquet
 from themis_ray.data.exchange.batches import Batch, DatasetCounts, checked
 from themis_ray.data.exchange.foreign import ArraySpec, EnvLayout, find_buffer, read_bpref, read_imitation
 from themis_ray.data.exchange.jsonl import read_jsonl, write_jsonl
 from themis_ray.data.exchange.parts import read_huggingface, read_parquet, write_huggingface, write_parquet
 from themis_ray.data.exchange.pickles import FragmentPairs, read_pickle
 from themis_ray.errors import DataError, lookup
+from themis_ray.files import whole
 
 __all__ = [
     "EXPORT_FORMATS",
@@ -148,22 +146,17 @@ def _reporting(batches: Iterator[Batch], report: Report) -> Iterator[Batch]:
 
 
 def _write(batches: Iterator[Batch], out: Path, format_name: str, counts: DatasetCounts) -> None:
-    """Writes into a hidden folder that takes the name `out` at the end, and is deleted after an error."""
+    """Writes the folder as a whole; an empty one is replaced, one that another program fills meanwhile is not."""
     if out.resolve() == Path.cwd():
         raise DataError(f"{out} is the folder you are in, which cannot be replaced. Give another folder.")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise DataError(f"{out} holds something already. Give another folder, or delete it first.")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        temporary.mkdir(parents=True)
-        if format_name == "huggingface":
-            write_huggingface(batches, temporary, counts)
-        else:
-            {"parquet": write_parquet, "jsonl": write_jsonl}[format_name](batches, temporary)
-        # An empty folder is replaced; one that another program has filled meanwhile is not.
-        temporary.rename(out)
-        parquet.sync(out.parent)
+        with whole(out) as temporary:
+            temporary.mkdir()
+            if format_name == "huggingface":
+                write_huggingface(batches, temporary, counts)
+            else:
+                {"parquet": write_parquet, "jsonl": write_jsonl}[format_name](batches, temporary)
     except OSError as error:
         raise DataError(f"{out} cannot be written ({error.strerror or error}). Give a folder with room.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

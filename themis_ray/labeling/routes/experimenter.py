@@ -1,7 +1,5 @@
 """The API of experimenters: people with a session, and programs with a token of one study."""
 
-import os
-import secrets
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -9,6 +7,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
+from themis_ray.files import write_whole
 from themis_ray.labeling.callers import AdminCaller, AnyCaller, ServiceOf, StudyCaller
 from themis_ray.labeling.clip_server import clip_path
 from themis_ray.labeling.report_parts import StudyReport
@@ -274,13 +273,7 @@ def _store_clip(service: Service, study: str, name: str, body: bytes) -> None:
         if path.stat().st_size != len(body):
             raise ConflictError(f"there is another clip {name}. A clip's name is that of its content.")
     else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{name}.{secrets.token_hex(6)}")
-        with temporary.open("wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_whole(path, body)
     service.store.studies.add_clip(study, name, len(body))
 
 
