@@ -279,6 +279,7 @@ def _resolve_cpl(config: ExperimentConfig) -> ExperimentConfig:
         "algorithm": resolve_algorithm(config.algorithm, "cpl"),
         "exploration": config.exploration.model_copy(update=exploration),
         "feedback": config.feedback.model_copy(update={"budget": 0, "dataset": path}),
+        "reward": config.reward.model_copy(update={"label_margin": config.reward.label_margin or 0.0}),
         "checkpoint_interval": config.checkpoint_interval or max(1, config.num_env_steps // 10),
     }
     return config.model_copy(update=update)

@@ -34,6 +34,7 @@ from themis_ray.explain import (
 )
 from themis_ray.randomness import RandomStreams
 from themis_ray.rllib import FinishedRun, open_finished_run, open_networks, open_reward_history
+from themis_ray.rllib.settings import required
 from themis_ray.rllib.subjects import policy_subject, trace, value_subject
 
 __all__ = ["INFLUENCE", "INFLUENCE_SUMMARY", "SUBJECTS", "ExplainedRun", "Explanation"]
@@ -232,7 +233,7 @@ class ExplainedRun:
             raise ConfigError(f"{self.run.path} has no reward ensemble that was fitted to preferences.")
         steps = np.array([preference.num_env_steps for preference in answered])
         snapshots = [Snapshot(ensemble, steps <= num_env_steps) for ensemble, num_env_steps in history]
-        pairs = self.run.dataset.labelled_pairs(self.run.settings.reward.label_margin or 0.0)
+        pairs = self.run.dataset.labelled_pairs(required(self.run.settings.reward.label_margin))
         return answered, preference_influence(snapshots, pairs, predictions)
 
     def moved_by_states(self, explanation: Explanation, queries: tuple[Array, Array]) -> tuple[list[Segment], Array]:

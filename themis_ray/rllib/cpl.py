@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -140,11 +141,11 @@ class StoredPreferenceLoop(PreferenceLoop):
     @cached_property
     def pairs(self) -> LabelledPairs:
         """The preferences that are learned from."""
-        pairs = self.dataset.labelled_pairs(self.settings.reward.label_margin or 0.0, upto=self._num_queries)
+        pairs = self.dataset.labelled_pairs(required(self.settings.reward.label_margin), upto=self._num_queries)
         space = self.spec.action_space
         if isinstance(space, gym.spaces.Box) and space.is_bounded():
             # An unsquashed policy may have chosen more than the environment takes.
-            object.__setattr__(pairs, "actions", pairs.actions.clip(-1.0, 1.0))
+            return replace(pairs, actions=pairs.actions.clip(-1.0, 1.0))
         return pairs
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **_: Any) -> dict[str, Any]:

@@ -49,7 +49,7 @@ from themis_ray.rllib.evaluative import (
 from themis_ray.rllib.looks import PolicyLooks, compare_with_true_reward, member_returns
 from themis_ray.rllib.replay import ReplayBuffer
 from themis_ray.rllib.reward_actor import PendingPrediction, RewardModel
-from themis_ray.rllib.settings import LoopSettings
+from themis_ray.rllib.settings import LoopSettings, required
 
 if TYPE_CHECKING:
     from themis_ray.feedback.human import HumanTeacher
@@ -109,10 +109,8 @@ class PreferenceLoop(Checkpointable):
         self._predicted_returns: dict[str, float] = {}
         self._finished_predicted_returns: deque[float] = deque(maxlen=NUM_PREDICTED_RETURNS)
         exploration = settings.exploration
-        assert exploration.num_seed_steps is not None
-        assert exploration.num_env_steps is not None
-        self.num_seed_steps = exploration.num_seed_steps
-        self.num_steps_before_feedback = exploration.num_seed_steps + exploration.num_env_steps
+        self.num_seed_steps = required(exploration.num_seed_steps)
+        self.num_steps_before_feedback = self.num_seed_steps + required(exploration.num_env_steps)
         num_steps_left = settings.num_env_steps - self.num_steps_before_feedback
         last_step = self.num_steps_before_feedback + max(1, int(settings.feedback.until_share * num_steps_left))
         self._plan = session_plan(settings.feedback, self.num_steps_before_feedback, last_step)
@@ -199,7 +197,7 @@ class PreferenceLoop(Checkpointable):
         evaluations = self.dataset.evaluated_segments(
             own_segments(self.pool, self.dataset, self._segment_length, self.streams)
         )
-        pairs = self.dataset.labelled_pairs(self.settings.reward.label_margin or 0.0, weight=self._weight)
+        pairs = self.dataset.labelled_pairs(required(self.settings.reward.label_margin), weight=self._weight)
         if not pairs.weights.any() and evaluations is None:
             return False
         info = self.reward_model.fit(
@@ -244,9 +242,7 @@ class PreferenceLoop(Checkpointable):
 
     @property
     def _segment_length(self) -> int:
-        length = self.settings.feedback.segment_length
-        assert length is not None
-        return length
+        return required(self.settings.feedback.segment_length)
 
     def _ask(self, num_queries: int, env_step: int) -> None:
         if self.settings.feedback.kind != "preference":

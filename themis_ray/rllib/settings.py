@@ -268,5 +268,5 @@ def required(value: T | None) -> T:
         ConfigError: The settings were not resolved.
     """
     if value is None:
-        raise ConfigError("a setting of the learner is empty. Pass settings through themis_ray.config.resolve first.")
+        raise ConfigError("a setting is empty. Pass settings through themis_ray.config.resolve first.")
     return value
