@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,21 @@ from themis_ray.data import Choice, Preference, PreferenceDataset, Query, Segmen
 from themis_ray.envs import EnvConfig, get_env_spec, make_env
 
 NOW = datetime(2025, 3, 1, tzinfo=UTC)
+
+
+class CountsFromElsewhere(gym.Env):
+    observation_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = gym.spaces.Discrete(3, start=5)
+
+
+class CountsTwice(gym.Env):
+    observation_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = gym.spaces.Tuple(
+        [
+            gym.spaces.MultiDiscrete([2, 3], start=[-1, 4]),
+            gym.spaces.Dict(a=gym.spaces.Discrete(2, start=1), b=gym.spaces.MultiBinary(2)),
+        ]
+    )
 
 
 def themis(*arguments: object) -> Result:
@@ -128,10 +144,22 @@ def test_imported_steps_are_what_a_run_would_have_stored(tmp_path: Path, env_id:
 def test_the_layout_of_an_environment() -> None:
     pendulum, cartpole = make_env_layout("Pendulum-v1"), make_env_layout("CartPole-v1")
     assert (pendulum.has_mark, cartpole.has_mark) == (False, True)
-    assert (pendulum.num_actions, cartpole.num_actions) == (None, 2)
+    assert (pendulum.num_choices, cartpole.num_choices) == (None, (2,))
     assert cartpole.action_bounds is None
     assert pendulum.action_bounds is not None
     assert [bound.tolist() for bound in pendulum.action_bounds] == [[-2.0], [2.0]]
+
+
+def test_the_layout_of_choices_that_start_elsewhere() -> None:
+    gym.register("CountsFromElsewhere-v0", lambda **_: CountsFromElsewhere())
+    gym.register("CountsTwice-v0", lambda **_: CountsTwice())
+    try:
+        single, double = make_env_layout("CountsFromElsewhere-v0"), make_env_layout("CountsTwice-v0")
+    finally:
+        gym.registry.pop("CountsFromElsewhere-v0")
+        gym.registry.pop("CountsTwice-v0")
+    assert (single.num_choices, single.first_choices) == ((3,), (5,))
+    assert (double.num_choices, double.first_choices) == ((2, 3, 2, 2, 2), (-1, 4, 1, 0, 0))
 
 
 def test_errors_are_one_line_and_leave_nothing(dataset: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from themis_ray.files import whole, write_whole
+from themis_ray.files import drop_leftovers, whole, write_whole
 
 
 def names(folder: Path) -> list[str]:
@@ -103,3 +103,20 @@ def test_everything_is_on_the_disk_before_it_takes_its_place(tmp_path: Path, mon
     inside = [file.stat().st_ino for file in (path / "deep" / "file", path / "deep", path / "other", path)]
     assert sorted(events[:4]) == sorted(inside)
     assert events[4:] == ["replaced", tmp_path.stat().st_ino]
+
+
+def test_a_link_keeps_leading_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "elsewhere" / "file")
+    write_whole(link, "through")
+    assert link.is_symlink()
+    assert (tmp_path / "elsewhere" / "file").read_text() == "through"
+
+
+def test_what_killed_programs_left_can_be_dropped(tmp_path: Path) -> None:
+    (tmp_path / ".run_1.12345678.tmp").mkdir()
+    (tmp_path / ".run_2.12345678.tmp").touch()
+    (tmp_path / ".other.12345678.tmp").touch()
+    drop_leftovers(tmp_path / "run_*")
+    assert names(tmp_path) == [".other.12345678.tmp"]

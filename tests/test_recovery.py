@@ -1,5 +1,6 @@
 """Processes die in the middle of a run: the driver, and the reward actor's process."""
 
+import errno
 import json
 import os
 import signal
@@ -12,6 +13,11 @@ from pathlib import Path
 import psutil
 import pyarrow.dataset
 import pytest
+from click.testing import CliRunner
+from short_run import SHORT_RUN
+
+from themis_ray.cli import main
+from themis_ray.tracking import RunFolder
 
 SETTINGS = [
     "env.id=Pendulum-v1",
@@ -101,3 +107,19 @@ def test_run_survives_the_death_of_its_reward_actor_and_says_so(tmp_path):
     assert summary["queries_asked"] == 40
     versions = [json.loads(line)["reward_version"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert versions == sorted(versions), "weights were lost"
+
+
+@pytest.mark.ray
+def test_a_full_disk_ends_a_run_in_one_line_that_says_how_to_go_on(tmp_path, ray_cluster, monkeypatch):
+    folder = tmp_path / "run"
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a file of a tracker")
+
+    monkeypatch.setattr(RunFolder, "add_checkpoint", fail)
+    done = CliRunner().invoke(main, ["train", *SHORT_RUN, "num_env_steps=400", "--out", str(folder)])
+    assert done.exit_code == 2, done.output
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "a file of a tracker cannot be written (No space left on device)" in line
+    assert f"--resume {folder}" in line
+    assert num_lines(folder) > 0

@@ -12,13 +12,14 @@ from click.testing import CliRunner, Result
 
 from themis_ray.cli import main
 from themis_ray.config import ExperimentConfig, load_config, resolve
-from themis_ray.errors import CheckpointError
+from themis_ray.errors import CheckpointError, RunFolderError
 from themis_ray.snapshots import (
     Snapshot,
     adopt_settings,
     check_snapshot,
     make_pretraining_config,
     open_snapshot,
+    prepare_snapshot_folder,
     write_snapshot,
 )
 from themis_ray.tracking import RunFolder
@@ -274,6 +275,43 @@ def test_a_folder_that_holds_something_is_refused(snapshot: Snapshot, tmp_path: 
 def test_the_folder_one_is_in_is_refused(tmp_path: Path, no_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert_one_line(themis("pretrain", PENDULUM, "--out", "."), "the folder you are in")
+
+
+class Saved:
+    """Stands for an algorithm that has explored."""
+
+    env_steps = 7
+
+    def save_to_path(self, path: str) -> None:
+        Path(path).mkdir()
+        (Path(path) / "state").write_text("explored")
+
+
+def test_a_link_to_an_empty_folder_takes_a_snapshot(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "scratch")
+    prepare_snapshot_folder(link)
+    config = resolve(load("env.id=Pendulum-v1"))[0]
+    write_snapshot(link, Saved(), config)
+    assert link.is_symlink()
+    assert open_snapshot(link).num_env_steps == 7
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "scratch"]
+
+
+def test_what_a_killed_pretraining_left_is_gone_with_the_next_one(tmp_path: Path) -> None:
+    (tmp_path / ".snap.12345678.tmp" / "checkpoint").mkdir(parents=True)
+    (tmp_path / ".other.12345678.tmp").mkdir()
+    write_snapshot(tmp_path / "snap", Saved(), resolve(load("env.id=Pendulum-v1"))[0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.12345678.tmp", "snap"]
+
+
+def test_a_folder_that_was_filled_meanwhile_is_refused_in_one_line(tmp_path: Path) -> None:
+    prepare_snapshot_folder(tmp_path / "snap")
+    (tmp_path / "snap" / "precious").write_text("mine")
+    with pytest.raises(RunFolderError, match=r"snap cannot be written \(.*not empty\)"):
+        write_snapshot(tmp_path / "snap", Saved(), resolve(load("env.id=Pendulum-v1"))[0])
+    assert (tmp_path / "snap" / "precious").read_text() == "mine"
 
 
 def test_the_examples_of_the_help_parse() -> None:

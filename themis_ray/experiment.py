@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import math
 import os
@@ -17,7 +18,7 @@ from typing import Any
 
 from themis_ray.config import ExperimentConfig, resolve
 from themis_ray.envs import EnvSpec
-from themis_ray.errors import CheckpointError
+from themis_ray.errors import CheckpointError, RunFolderError
 from themis_ray.feedback import open_demonstrations
 from themis_ray.plots import plot_run
 from themis_ray.randomness import RandomStreams, seed_python
@@ -126,13 +127,14 @@ def run_experiment(
     Raises:
         CheckpointError: The newest checkpoint, or the snapshot or reference to start from, cannot be read.
         ConfigError: The snapshot or reference to start from does not fit, or a tracker is not installed.
-        DataError: The stored preferences cannot be read.
+        DataError: The stored preferences cannot be read, or new ones cannot be written.
+        RunFolderError: The disk is full.
     """
     check_tracking(config.tracking)
     quieten()
     prepare_process()
     seed_python(config.seed)
-    with ray_session(), _log_file(folder.path / "run.log"):
+    with ray_session(), _told_when_full(folder), _log_file(folder.path / "run.log"):
         if config.has_reward_model and not spec.is_fixed_horizon:
             logger.warning(
                 "%s: episodes end early, and their length tells a learner how good they were, whatever reward it is "
@@ -220,6 +222,20 @@ def _train(
     finally:
         for run_logger in loggers:
             run_logger.close(summary)
+
+
+@contextlib.contextmanager
+def _told_when_full(folder: RunFolder) -> Iterator[None]:
+    """Tell in one line that the disk is full, whatever was being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunFolderError(
+            f"{error.filename or folder.path} cannot be written ({error.strerror or error}). What is in {folder.path} "
+            f"stays: make room, then go on with --resume {folder.path}."
+        ) from error
 
 
 def _show_results(algorithm: Any, config: ExperimentConfig, folder: RunFolder, loggers: Sequence[RunLogger]) -> None:

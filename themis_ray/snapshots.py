@@ -16,7 +16,7 @@ from typing import Any
 from themis_ray.config import MAX_SEED_STEPS, ExperimentConfig, dump_config, load_config
 from themis_ray.envs import EnvSpec, get_env_spec, resolve_env
 from themis_ray.errors import CheckpointError, ConfigError, RunFolderError
-from themis_ray.files import whole
+from themis_ray.files import drop_leftovers, whole
 
 __all__ = [
     "Snapshot",
@@ -82,7 +82,21 @@ def prepare_snapshot_folder(path: Path) -> None:
 
 
 def write_snapshot(path: Path, algorithm: Any, config: ExperimentConfig) -> Snapshot:
-    """Save `algorithm` and its resolved configuration as a whole."""
+    """Save `algorithm` and its resolved configuration as a whole.
+
+    Raises:
+        RunFolderError: The folder cannot be written, or holds something by now.
+    """
+    drop_leftovers(path)
+    try:
+        return _write_snapshot(path, algorithm, config)
+    except OSError as error:
+        raise RunFolderError(
+            f"{path} cannot be written ({error.strerror or error}). Give an --out folder with room that is empty."
+        ) from error
+
+
+def _write_snapshot(path: Path, algorithm: Any, config: ExperimentConfig) -> Snapshot:
     with whole(path) as temporary:
         temporary.mkdir()
         algorithm.save_to_path(str((temporary / "checkpoint").resolve()))

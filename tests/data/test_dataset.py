@@ -208,7 +208,7 @@ def test_a_failed_write_leaves_no_part_and_can_be_tried_again(tmp_path, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(*failing, fail)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(DataError, match="cannot be written"):
             append(dataset, [(0, 1)])
     assert names(tmp_path) == []
     append(dataset, [(0, 1)])

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from themis_ray.data import Choice, PreferenceDataset
-from themis_ray.data.exchange import ArraySpec, EnvLayout, import_dataset
+from themis_ray.data.exchange import ArraySpec, EnvLayout, foreign, import_dataset
+from themis_ray.data.exchange.foreign import read_bpref
 from themis_ray.errors import DataError
 
 
@@ -35,7 +36,7 @@ PENDULUM = EnvLayout(
     action_bounds=(np.array([-2.0]), np.array([2.0])),
 )
 CARTPOLE = EnvLayout(
-    "CartPole-v1", ArraySpec((4,), np.dtype("f4")), ArraySpec((), np.dtype("i4")), has_mark=True, num_actions=2
+    "CartPole-v1", ArraySpec((4,), np.dtype("f4")), ArraySpec((), np.dtype("i4")), has_mark=True, num_choices=(2,)
 )
 
 
@@ -119,6 +120,66 @@ def test_discrete_actions_and_the_mark_of_absorbing_states(tmp_path: Path, is_on
         assert segment.observations.shape == (5, 5)
         assert not segment.observations[:, 4].any()
         np.testing.assert_array_equal(segment.observations[:, :4], arrays["buffer_seg1"][i, :, :4])
+
+
+CHOICES = EnvLayout(
+    "Made-v0",
+    ArraySpec((4,), np.dtype("f4")),
+    ArraySpec((), np.dtype("i4")),
+    num_choices=(3,),
+    first_choices=(5,),
+)
+MANY_CHOICES = EnvLayout(
+    "Made-v0",
+    ArraySpec((4,), np.dtype("f4")),
+    ArraySpec((2,), np.dtype("i4")),
+    num_choices=(3, 2),
+    first_choices=(1, -1),
+)
+
+
+def test_choices_in_the_units_of_an_environment_that_counts_from_elsewhere() -> None:
+    assert CHOICES.to_actions(np.array([5, 7, 6])).tolist() == [0, 2, 1]
+    assert CHOICES.to_actions(np.array([[1, 0, 0], [0, 0, 1]])).tolist() == [0, 2]
+    assert MANY_CHOICES.to_actions(np.array([[1, -1], [3, 0]])).tolist() == [[0, 0], [2, 1]]
+
+
+@pytest.mark.parametrize(
+    ("layout", "actions", "message"),
+    [
+        (CHOICES, [4, 5], "actions of Made-v0 are 5 to 7, not 4 to 5"),
+        (CHOICES, [[1.0, 1.0, 0.0]], "must be one-hot"),
+        (CARTPOLE, [[0.3, -0.8]], "must be one-hot"),
+        (MANY_CHOICES, [[1, -1], [4, 0]], "are 1 to 3 at place 0, not 1 to 4"),
+        (MANY_CHOICES, [[1, -1], [3, -2]], "are -1 to 0 at place 1, not -2 to -1"),
+    ],
+)
+def test_actions_that_are_no_choice_are_refused(layout: EnvLayout, actions: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        layout.to_actions(np.array(actions))
+
+
+def test_a_fragment_in_many_pairs_is_held_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = bpref_arrays(2)
+    arrays = {name: np.repeat(value[:1], 300, axis=0) for name, value in arrays.items()}
+    (batch,) = read_bpref(save_bpref(tmp_path / "same", arrays, "npz"), PENDULUM)
+    assert (len(batch.segments), len(batch.preferences), batch.share) == (2, 300, 1.0)
+    num_bytes = batch.segments[0].observations.nbytes + batch.segments[0].actions.nbytes
+    monkeypatch.setattr(foreign, "BATCH_BYTES", 4 * num_bytes)
+    batches = list(read_bpref(save_bpref(tmp_path / "different", bpref_arrays(5), "npz"), PENDULUM))
+    assert [len(batch.segments) for batch in batches] == [4, 4, 2]
+    assert [batch.share for batch in batches] == [0.4, 0.8, 1.0]
+
+
+@pytest.mark.parametrize("offset", [-400, -200, -60])
+def test_a_damaged_npz_is_refused_in_one_line(tmp_path: Path, offset: int) -> None:
+    path = tmp_path / "labels.npz"
+    np.savez_compressed(path, **bpref_arrays(200))
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2 + offset
+    content[middle : middle + 40] = bytes(40)
+    path.write_bytes(content)
+    assert_refused(lambda: import_dataset(path, tmp_path / "out", "auto", PENDULUM), "cannot be read as arrays")
 
 
 @pytest.mark.parametrize(
@@ -210,7 +271,7 @@ def test_numbers_that_are_not_finite_as_stored_are_refused(
 def test_discrete_actions_that_are_none_are_refused(tmp_path: Path, value: float, is_one_hot: bool) -> None:
     arrays = {name: array.astype(np.float64) for name, array in bpref_arrays(width=4 + 1 + is_one_hot).items()}
     for name in ("buffer_seg1", "buffer_seg2"):
-        arrays[name][:, :, 4:] = 0
+        arrays[name][:, :, 4:] = np.eye(2)[0] if is_one_hot else 0
     arrays["buffer_seg1"][1, 0, 4] = np.nan if is_one_hot else value
     source = save_bpref(tmp_path / "bpref", arrays, "npz")
     assert_refused(lambda: import_dataset(source, tmp_path / "out", "auto", CARTPOLE), "pair 1", "actions")

@@ -225,6 +225,13 @@ def test_bytearrays_sets_and_ordered_dicts_come_back(tmp_path: Path, protocol: i
     assert read_pickle(written(tmp_path, value, protocol)) == value
 
 
+@pytest.mark.parametrize("axes", [(2, 0, 1), (1, 0, 2), (2, 1, 0), (0, 1, 2)])
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_arrays_with_other_orders_of_axes_come_back(tmp_path: Path, protocol: int, axes: tuple[int, ...]) -> None:
+    array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4).transpose(axes)
+    np.testing.assert_array_equal(read_pickle(written(tmp_path, [array], protocol))[0].values, array)
+
+
 def test_a_missing_file_and_no_pickle_at_all_are_refused(tmp_path: Path) -> None:
     assert_refused(tmp_path / "none.pkl", "No such file")
     assert_refused(written(tmp_path, b"hello"))

@@ -188,6 +188,14 @@ def test_a_limit_of_cost_needs_reported_tokens(server):
         ask(judge(server, max_cost=3.0, **PRICES), make_queries(1)[0])
 
 
+@pytest.mark.parametrize("refusal", [completion('{"choice": "left"}', usage=None), (401, "who are you?", {})])
+def test_calls_that_wait_for_the_first_one_are_not_made_after_a_refusal(server, refusal):
+    server.reply = lambda server, request: refusal
+    with pytest.raises(TeacherError):
+        ask(judge(server, max_cost=30.0, max_concurrency=4, **PRICES), make_queries(10)[0])
+    assert len(server.requests) == 1
+
+
 @pytest.mark.parametrize("num_tokens", [10**400, -(10**6), 0.5, "500"], ids=["huge", "negative", "half", "text"])
 @pytest.mark.parametrize("name", ["prompt_tokens", "completion_tokens"])
 def test_a_number_of_tokens_that_is_none_counts_as_the_dearest_call(server, name, num_tokens):

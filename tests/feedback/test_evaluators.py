@@ -1,6 +1,8 @@
 """Synthetic ratings and judged steps against their formulas, and which segments are shown."""
 
+import math
 from datetime import UTC, datetime
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -30,6 +32,17 @@ def test_levels_are_quantiles_of_recent_returns() -> None:
     assert set(levels) == set(range(5))
 
 
+@pytest.mark.parametrize("num_levels", [2, 5, 10, 100])
+def test_levels_are_exact_where_floats_are_not(num_levels: int) -> None:
+    """Of 200 recent returns any number is smaller and any number equal."""
+    for num_smaller, num_equal in [(140, 40), (100, 120), (57, 6), (199, 2), (0, 200), (200, 0), (29, 0)]:
+        num_greater = max(0, 200 - num_smaller - num_equal)
+        recent = [make_segment([value]) for value in [0.0] * num_smaller + [1.0] * num_equal + [2.0] * num_greater]
+        share = Fraction(2 * num_smaller + num_equal, 2 * len(recent))
+        levels = rate_segments([make_segment([1.0])], recent, num_levels, 0.0, np.random.default_rng(0))
+        assert levels == [min(num_levels - 1, math.floor(num_levels * share))]
+
+
 def test_equal_returns_are_rated_in_the_middle() -> None:
     same = [make_segment([1.0, 1.0])] * 5
     assert rate_segments(same, same, 5, 0.0, np.random.default_rng(0)) == [2] * 5
@@ -56,6 +69,13 @@ def test_steps_are_judged_by_the_sign_beside_the_median() -> None:
             assert value == (0 if abs(reward - median) <= 0.5 * size else 1 if reward > median else -1)
     assert {value for steps in values for value in steps} == {-1, 0, 1}
     assert judge_steps([make_segment([1.0, 1.0])], [make_segment([1.0, 1.0])], 0.0, 0.0, rng) == [(0, 0)]
+
+
+def test_steps_without_a_finite_reward_get_no_opinion() -> None:
+    recent = [make_segment([0.0, np.nan, 2.0]), make_segment([1.0, 1.0, np.inf])]
+    rng = np.random.default_rng(0)
+    assert judge_steps([make_segment([np.nan, 3.0, np.inf])], recent, 0.0, 0.0, rng) == [(0, 1, 0)]
+    assert judge_steps([make_segment([1.0])], [make_segment([np.nan])], 0.0, 1.0, rng) == [(0,)]
 
 
 def test_wrong_signs_are_as_frequent_as_asked_for() -> None:

@@ -204,7 +204,9 @@ def test_a_function_that_cannot_be_used_is_refused(user_folder, function, messag
     assert "_hidden" not in str(raised.value)
 
 
-@pytest.mark.parametrize("code", ["import no_such_package", "def broken(:", "raise RuntimeError('at import')"])
+@pytest.mark.parametrize(
+    "code", ["import no_such_package", "def broken(:", "raise RuntimeError('at import')", "exit(3)"]
+)
 def test_a_module_that_fails_is_refused(user_folder, code):
     (user_folder / "broken_module.py").write_text(code)
     with pytest.raises(ConfigError, match="'broken_module' cannot be imported"):
@@ -217,6 +219,15 @@ def test_the_function_is_checked_when_the_config_is_resolved(user_folder):
     assert config.teacher.kind == "scripted"
     with pytest.raises(ConfigError, match="there is no 'missing'"):
         resolve(load_config(None, [*settings, f"teacher.function={MODULE}:missing"]))
+
+
+def test_a_function_may_import_a_module_beside_it_when_it_is_called(user_folder):
+    (user_folder / "late_helper.py").write_text("word = 'equal'")
+    (user_folder / "late_module.py").write_text(
+        "def teach(left, right):\n    import late_helper\n    return late_helper.word"
+    )
+    found = ScriptedTeacher("late_module:teach")
+    assert found.answer(random_queries(2), np.random.default_rng(0), NO_RETURNS) == [Choice.EQUAL] * 2
 
 
 def test_the_import_path_stays_as_it_was(user_folder):

@@ -93,6 +93,20 @@ def test_a_stranger_on_the_other_side_is_told_in_one_line():
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("body", ["7", "null", "[1]", '"ok"', ""])
+def test_an_answer_that_is_no_object_is_refused_in_one_line(body):
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, text=body))
+    with pytest.raises(RefusedError, match="something else than a labelling service") as caught:
+        StudyClient(URL, TOKEN, transport=transport).study("tea")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "http://a..b", "http://a\u200bb", "ftp://example.com"])
+def test_what_is_no_address_is_refused(url):
+    with pytest.raises(ConfigError, match="is no address"):
+        StudyClient(url)
+
+
 def test_the_address_may_end_in_a_slash_or_in_the_api():
     for url in (URL, f"{URL}/", f"{URL}/api/v1", f"{URL}/api/v1/"):
         assert StudyClient(url).url == URL

@@ -410,7 +410,10 @@ def test_every_preset_and_kind_has_one_line():
         *(({**JUDGE, name: None}, f"teacher.kind=judge needs teacher.{name}") for name in ("url", "model", "prompt")),
         *(
             ({**JUDGE, "url": url}, "is no address")
-            for url in ("example.com/v1", "ftp://example.com", "http://", "http://[")
+            for url in (
+                *("example.com/v1", "ftp://example.com", "http://", "http://[", "http://a..b/v1", "http://xn--a"),
+                *("http://a\x7fb", "http://a\u200bb", f"http://{'a' * 64}.com", "http://localhost:0", "http://a:b"),
+            )
         ),
         ({**JUDGE, "url": "https://me:secret@example.com/v1"}, "holds a user name"),
         ({**JUDGE, "url": "https://example.com/v1?key=secret"}, "holds a user name"),

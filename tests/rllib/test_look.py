@@ -55,6 +55,13 @@ def test_rewards_of_steps_add_up_to_returns_of_segments(tmp_path, monkeypatch) -
     )
 
 
+def test_a_tie_of_predictions_is_half_right() -> None:
+    margins = np.array([1.0, 2.0, -1.0, -2.0, 0.0])
+    assert looks._share_in_order(margins, np.zeros(5)) == 0.5
+    assert looks._share_in_order(margins[:2], np.zeros(2)) == 0.5
+    assert looks._share_in_order(margins, np.array([1.0, -1.0, -1.0, 0.0, 5.0])) == (1 + 0 + 1 + 0.5) / 4
+
+
 def test_what_a_look_keeps_does_not_keep_whole_episodes(tmp_path) -> None:
     loop = look(tmp_path, Members())
     (point,) = loop.looks.watch.get_state()["points"]

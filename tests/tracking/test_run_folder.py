@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def test_overwrite_deletes_what_a_run_writes_and_nothing_else(folder: RunFolder)
     ):
         (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
         (folder.path / name).write_text("old")
+    (folder.path / ".summary.json.12345678.tmp").write_text("left by a killed run")
     (folder.path / "notes.txt").write_text("mine")
     (folder.path / "videos").mkdir()
     (folder.path / "videos" / "a.mp4").write_text("mine")
@@ -232,6 +234,22 @@ def test_a_checkpoint_at_the_same_step_takes_the_place_of_the_old_one(folder: Ru
     path = add(folder, 100, content="new")
     assert folder.checkpoints() == [path]
     assert (path / "state.txt").read_text() == "new"
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one_of_its_step(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = add(folder, 100, content="old")
+
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="No space"):
+            add(folder, 100, content="new")
+    assert (path / "state.txt").read_text() == "old"
+    assert [found.name for found in folder.checkpoints_path.iterdir()] == [path.name]
 
 
 def test_a_foreign_checkpoint_is_refused(folder: RunFolder) -> None:

@@ -29,7 +29,7 @@ from themis_ray.cli.sweep import sweep
 from themis_ray.config import PRESET_DESCRIPTIONS, ExperimentConfig, dump_config, load_config, resolve
 from themis_ray.data import PreferenceDataset
 from themis_ray.data.exchange import ArraySpec, DatasetCounts, EnvLayout, export_dataset, import_dataset
-from themis_ray.envs import EnvConfig, get_env_spec
+from themis_ray.envs import EnvConfig, first_choices, get_env_spec, make_env
 from themis_ray.errors import ConfigError, ThemisError, lookup
 from themis_ray.experiment import resolve_new, run_experiment, run_pretraining
 from themis_ray.explain import METHODS
@@ -330,21 +330,25 @@ def make_env_layout(env_id: str) -> EnvLayout:
         ConfigError: The environment cannot be made.
     """
     stored = get_env_spec(EnvConfig(id=env_id))
-    inner = get_env_spec(EnvConfig(id=env_id, fixed_horizon=False))
-    observations, actions = inner.observation_space, inner.action_space
-    bounds = None
+    env = make_env(EnvConfig(id=env_id, fixed_horizon=False))
+    observations, actions, first = env.observation_space, env.action_space, first_choices(env)
+    env.close()  # type: ignore[no-untyped-call]
+    bounds = num_choices = None
     if isinstance(actions, spaces.Box) and bool(actions.bounded_below.all() and actions.bounded_above.all()):
         bounds = (actions.low, actions.high)
+    if isinstance(actions, spaces.Discrete | spaces.MultiDiscrete):
+        num_choices = (int(actions.n),) if isinstance(actions, spaces.Discrete) else tuple(actions.nvec.tolist())
     return EnvLayout(
         env_id=env_id,
-        observations=ArraySpec(observations.shape, np.dtype(observations.dtype)),
+        observations=ArraySpec(tuple(observations.shape or ()), np.dtype(observations.dtype)),
         # RLlib hands the actions of a policy over in 32 bits, whatever the space says.
         actions=ArraySpec(
             tuple(actions.shape or ()), np.dtype(np.float32 if isinstance(actions, spaces.Box) else np.int32)
         ),
         has_mark=stored.observation_space.shape != observations.shape,
         action_bounds=bounds,
-        num_actions=int(actions.n) if isinstance(actions, spaces.Discrete) else None,
+        num_choices=num_choices,
+        first_choices=first,
     )
 
 

@@ -100,15 +100,18 @@ def write_clip(frames: NDArray[np.uint8], folder: str | Path, *, codec: str = "v
         clip_fps: Frames shown per second, from 0.1 to 240.
 
     Raises:
-        DataError: The frames have another dtype or shape, or there is none.
+        DataError: The frames have another dtype or shape, there is none, or the file cannot be written.
         UnknownNameError: There is no such codec.
         ConfigError: `clip_fps` is out of range.
     """
     path = Path(folder) / clip_name(frames, codec=codec, clip_fps=clip_fps)
     if path.exists():
         return path
-    with whole(path) as temporary:
-        _encode(frames, temporary, CODECS[codec], _frame_rate(clip_fps))
+    try:
+        with whole(path) as temporary:
+            _encode(frames, temporary, CODECS[codec], _frame_rate(clip_fps))
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror or error}). Make room for it.") from error
     return path
 
 

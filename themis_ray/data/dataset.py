@@ -199,7 +199,7 @@ class PreferenceDataset:
         Raises:
             ValueError: The preferences are not the answers to the queries, an answer id is stored already, or a
                 segment's length, shapes or dtypes differ from those stored.
-            DataError: Another program has written to the folder since it was loaded.
+            DataError: Another program has written to the folder since it was loaded, or it cannot be written.
         """
         _check_answers(queries, preferences)
         ids = [preference.answer_id for preference in preferences if preference.answer_id]
@@ -221,7 +221,7 @@ class PreferenceDataset:
         Raises:
             ValueError: The rows are not those of the queries, a query was asked before, or a segment's length, shapes
                 or dtypes differ from those stored.
-            DataError: Another program has written to the folder since it was loaded.
+            DataError: Another program has written to the folder since it was loaded, or it cannot be written.
         """
         _check_answers(queries, asked)
         new = {row.query_id: row for row in asked}
@@ -238,7 +238,7 @@ class PreferenceDataset:
 
         Raises:
             ValueError: No stored answer has such an id, or it is withdrawn already.
-            DataError: Another program has written to the folder since it was loaded.
+            DataError: Another program has written to the folder since it was loaded, or it cannot be written.
         """
         ids = [row.answer_id for row in withdrawals]
         counted = {preference.answer_id for preference in self._preferences}
@@ -268,7 +268,7 @@ class PreferenceDataset:
         Raises:
             ValueError: The evaluations are not about the segments, not of one kind or not of one scale, or a segment's
                 length, shapes or dtypes differ from those stored.
-            DataError: Another program has written to the folder since it was loaded.
+            DataError: Another program has written to the folder since it was loaded, or it cannot be written.
         """
         folder = self._check_evaluations(segments, evaluations)
         if folder is None:
@@ -365,7 +365,7 @@ class PreferenceDataset:
 
         Args:
             label_margin: See `left_probability`.
-            upto: Use the first `upto` queries asked, skips counted; None uses all.
+            upto: Use the first `upto` answers stored, skips counted; None uses all.
             weight: Gives the weight of a preference, for example by its teacher; None weighs all the same.
 
         Raises:
@@ -396,7 +396,7 @@ class PreferenceDataset:
         """Returns the preferences that `labelled_pairs` is made of, in its order: all that are no skips.
 
         Args:
-            upto: Of the first `upto` queries asked, skips counted; None takes all.
+            upto: Of the first `upto` answers stored, skips counted; None takes all.
         """
         asked = self._in_order_of_asking(self._preferences[:upto])
         return [preference for preference in asked if left_probability(preference.choice) is not None]
@@ -423,8 +423,11 @@ class PreferenceDataset:
         path = self._part_path(kind, self._num_parts[kind])
         if path.exists():
             raise DataError(f"{path} was written by another program; load {self.root} again, and let one program write")
-        with whole(path) as temporary:
-            parquet.write(temporary, tables)
+        try:
+            with whole(path) as temporary:
+                parquet.write(temporary, tables)
+        except OSError as error:
+            raise DataError(f"{path} cannot be written ({error.strerror or error}). Make room for it.") from error
         self._num_parts[kind] += 1
 
 

@@ -21,7 +21,7 @@ from themis_ray.envs.registry import (
     resolve_env,
 )
 from themis_ray.envs.seeding import RESET_SEED, SeedEpisodes
-from themis_ray.envs.wrappers import FixedHorizon
+from themis_ray.envs.wrappers import FixedHorizon, first_choices
 
 __all__ = [
     "FAMILIES",
@@ -36,6 +36,7 @@ __all__ = [
     "SeedEpisodes",
     "action_names",
     "find_family",
+    "first_choices",
     "get_env_spec",
     "image_parts",
     "infer_observation_kind",

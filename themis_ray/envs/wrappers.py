@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from themis_ray.envs.observations import MixedBox, convert_space, image_parts
 from themis_ray.errors import ConfigError
 
-__all__ = ["AnyEnv", "FixedHorizon", "prepare_atari", "standardise_actions", "standardise_observations"]
+__all__ = [
+    "AnyEnv",
+    "FixedHorizon",
+    "first_choices",
+    "prepare_atari",
+    "standardise_actions",
+    "standardise_observations",
+]
 
 AnyEnv = gym.Env[Any, Any]
 
@@ -152,6 +159,33 @@ def _num_choices(space: spaces.Space[Any], whole: spaces.Space[Any]) -> list[int
         "Supported: Box of floats, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of the last three. "
         "Wrap the environment so that it takes one of these."
     )
+
+
+def first_choices(env: AnyEnv) -> tuple[int, ...]:
+    """Returns what the zeros of an action are in the environment's own units, number by number.
+
+    Args:
+        env: As `standardise_actions` leaves it, or wrapped further, with whole numbers as actions.
+    """
+    layer: Any = env
+    while isinstance(layer, gym.Wrapper):
+        if isinstance(layer, _ShiftAction | _JoinActions):
+            return tuple(_starts(layer.env.action_space))
+        layer = layer.env
+    return tuple(_starts(env.action_space))
+
+
+def _starts(space: spaces.Space[Any]) -> list[int]:
+    match space:
+        case spaces.Dict():
+            return [start for part in space.spaces.values() for start in _starts(part)]
+        case spaces.Tuple():
+            return [start for part in space.spaces for start in _starts(part)]
+        case spaces.Discrete():
+            return [int(space.start)]
+        case spaces.MultiDiscrete():
+            return [int(start) for start in space.start.ravel()]
+    return [0] * int(np.prod(space.shape or ()))
 
 
 def _to_own_action(space: spaces.Space[Any], numbers: Iterator[int]) -> Any:

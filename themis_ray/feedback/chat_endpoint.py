@@ -60,6 +60,7 @@ class CallBudget:
         self.cost = cost
         self.dearest = dearest
         self._num_under_way = 0
+        self._is_closed = False
         self._changed = threading.Condition()
 
     @property
@@ -71,7 +72,7 @@ class CallBudget:
     def start(self) -> bool:
         """Takes one call out of the budget; False if none is left. Waits for calls under way where they decide."""
         with self._changed:
-            while not self.is_spent:
+            while not (self._is_closed or self.is_spent):
                 is_known = self.max_cost is None or self.dearest > 0.0 or self._num_under_way == 0
                 if is_known and self._can_pay(self._num_under_way + 1):
                     self.num_calls += 1
@@ -86,6 +87,12 @@ class CallBudget:
             self.cost += cost
             self.dearest = max(self.dearest, cost)
             self._num_under_way -= 1
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Lets no call start any more, those that wait for others included."""
+        with self._changed:
+            self._is_closed = True
             self._changed.notify_all()
 
     def _can_pay(self, num_more_calls: int) -> bool:
@@ -243,6 +250,9 @@ class ChatEndpoint:
             if isinstance(error, httpx.ReadTimeout):
                 cost = self.budget.dearest
             return _Call(None, self._show(f"{type(error).__name__}: {error}"), is_reached=False, cost=cost)
+        except Exception:
+            self.budget.close()  # Before the call is booked, which lets the next one start.
+            raise
         finally:
             self.budget.finish(cost)
 

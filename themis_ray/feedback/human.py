@@ -78,11 +78,18 @@ class AnnotatorWeights:
         return self._weights.get(annotator_id, 1.0)
 
     def learn(self, weights: Mapping[str, float]) -> None:
-        """Takes newer weights over and stores them."""
+        """Takes newer weights over and stores them.
+
+        Raises:
+            DataError: They cannot be stored.
+        """
         if all(self._weights.get(name) == weight for name, weight in weights.items()):
             return
         self._weights |= weights
-        write_whole(self._path, json.dumps(self._weights, indent=1, sort_keys=True) + "\n")
+        try:
+            write_whole(self._path, json.dumps(self._weights, indent=1, sort_keys=True) + "\n")
+        except OSError as error:
+            raise DataError(f"{self._path} cannot be written ({error.strerror or error}). Make room for it.") from error
 
 
 class HumanTeacher:

@@ -47,7 +47,8 @@ class ScriptedTeacher:
             TeacherError: The function failed, or returned something that is no choice.
         """
         del rng, returns, feedback_session
-        return [self._choose(query) for query in queries]
+        with _importable_working_directory():  # A function may import what it needs when it is called.
+            return [self._choose(query) for query in queries]
 
     def _choose(self, query: Query) -> Choice:
         try:
@@ -81,7 +82,7 @@ def find_function(path: str) -> Callable[[Any, Any], Any]:
     try:
         with _importable_working_directory():
             module = importlib.import_module(module_name)
-    except Exception as error:  # The user's own module may raise anything while it is imported.
+    except (Exception, SystemExit) as error:  # The user's own module may raise anything while it is imported.
         raise ConfigError(
             f"teacher.function={path!r}: the module {module_name!r} cannot be imported ({type(error).__name__}: "
             f"{error}). Run from the folder that holds it, or put that folder on PYTHONPATH."

@@ -17,9 +17,10 @@ from typing import Any, Generic, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from themis_ray.errors import ConfigError, DataError, TeacherError
+from themis_ray.feedback.addresses import is_address
 from themis_ray.feedback.chat_endpoint import retry_after_s
 from themis_ray.wire import (
     AnswerPage,
@@ -47,6 +48,8 @@ __all__ = [
 T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
 
+_OBJECT = TypeAdapter(dict[str, Any])
+_OBJECTS = TypeAdapter(list[dict[str, Any]])
 API = "/api/v1"
 # What a service that is restarted, overloaded or behind a proxy says.
 RETRIED_STATUS = frozenset({429, 502, 503, 504})
@@ -111,6 +114,14 @@ def _read_model(model: type[Model]) -> Callable[[bytes], Model]:
 
 def _read_json(body: bytes) -> Any:
     return httpx.Response(200, content=body).json() if body.strip() else {}
+
+
+def _read_object(body: bytes) -> dict[str, Any]:
+    return _OBJECT.validate_json(body)
+
+
+def _read_list(body: bytes) -> list[dict[str, Any]]:
+    return _OBJECTS.validate_json(body)
 
 
 class AnnotatorCalls:
@@ -179,7 +190,7 @@ class StudyClient:
         transport: Replaces the network; for tests.
 
     Raises:
-        ConfigError: The token holds characters that no HTTP header can hold.
+        ConfigError: The address is none, or the token holds characters that no HTTP header can hold.
     """
 
     def __init__(
@@ -191,6 +202,10 @@ class StudyClient:
         timeout_s: float = 30.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
+        if not is_address(url):
+            raise ConfigError(
+                f"{url!r} is no address. Give http:// or https:// with a host, as themis serve prints it."
+            )
         self.url = url.rstrip("/").removesuffix(API)
         self.patience_s = patience_s
         self._token = (token or "").strip()
@@ -266,23 +281,23 @@ class StudyClient:
 
     def create_study(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Makes a study from its settings; the same study again changes nothing."""
-        return self.send(Call("POST", _path("studies"), _read_json, dict(settings)))
+        return self.send(Call("POST", _path("studies"), _read_object, dict(settings)))
 
     def studies(self) -> list[dict[str, Any]]:
         """Returns the studies that the caller may see."""
-        return list(self.send(Call("GET", _path("studies"), _read_json)))
+        return self.send(Call("GET", _path("studies"), _read_list))
 
     def study(self, study: str) -> dict[str, Any]:
         """Returns a study: its settings, its status and counts."""
-        return dict(self.send(Call("GET", _path("studies", study), _read_json)))
+        return self.send(Call("GET", _path("studies", study), _read_object))
 
     def set_status(self, study: str, status: str) -> dict[str, Any]:
         """Lets a study run, pauses or stops it."""
-        return dict(self.send(Call("POST", _path("studies", study, "status"), _read_json, {"status": status})))
+        return self.send(Call("POST", _path("studies", study, "status"), _read_object, {"status": status}))
 
     def report(self, study: str) -> dict[str, Any]:
         """Returns counts and quality."""
-        return dict(self.send(Call("GET", _path("studies", study, "report"), _read_json)))
+        return self.send(Call("GET", _path("studies", study, "report"), _read_object))
 
     def export(self, study: str, format_name: str) -> bytes:
         """Returns the answers as a file: parquet, jsonl, csv or huggingface (a zip)."""
@@ -291,12 +306,12 @@ class StudyClient:
 
     def invite(self, study: str, **settings: Any) -> dict[str, Any]:
         """Makes a signed link through which people come to a study."""
-        return dict(self.send(Call("POST", _path("studies", study, "invitations"), _read_json, settings)))
+        return self.send(Call("POST", _path("studies", study, "invitations"), _read_object, settings))
 
     def withdraw_annotator(self, study: str, annotator_id: str) -> dict[str, Any]:
         """Removes a person's answers from a study."""
         path = _path("studies", study, "annotators", annotator_id, "withdraw")
-        return dict(self.send(Call("POST", path, _read_json)))
+        return self.send(Call("POST", path, _read_object))
 
     # ---------------------------------------------------------------- queries and answers
 
@@ -329,14 +344,14 @@ class StudyClient:
 
     def query(self, study: str, query_id: str) -> dict[str, Any]:
         """Returns a query with its clips and answers."""
-        return dict(self.send(Call("GET", _path("studies", study, "queries", query_id), _read_json)))
+        return self.send(Call("GET", _path("studies", study, "queries", query_id), _read_object))
 
     def queries(self, study: str) -> Iterator[dict[str, Any]]:
         """Yields every query of a study, with its clips and without its answers."""
         after = ""
         while True:
             parameters: dict[str, str | int] = {"after": after, "limit": MAX_QUERIES_PER_CALL}
-            page = self.send(Call("GET", _path("studies", study, "queries"), _read_json, parameters=parameters))
+            page = self.send(Call("GET", _path("studies", study, "queries"), _read_object, parameters=parameters))
             yield from page["queries"]
             after = page["after"]
             if not after:

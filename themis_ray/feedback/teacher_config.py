@@ -124,7 +124,9 @@ class TeacherConfig(BaseModel):
         description="judge: environment variable that holds the API key. None: no key is sent.",
     )
     num_frames: int = Field(default=6, ge=1, description="judge: evenly spaced frames shown of each segment.")
-    timeout_s: float = Field(default=60.0, gt=0, description="judge: seconds without a sign of the endpoint.")
+    timeout_s: float = Field(
+        default=60.0, gt=0, le=86_400, description="judge: seconds without a sign of the endpoint."
+    )
     max_retries: int = Field(default=5, ge=0, description="judge: calls repeated for one question, at most.")
     max_concurrency: int = Field(default=4, ge=1, description="judge: calls under way at the same time, at most.")
     max_calls: int | None = Field(
@@ -155,7 +157,9 @@ class TeacherConfig(BaseModel):
     wait_timeout_s: float = Field(
         default=86_400.0, gt=0, description="human: seconds to wait without a new answer before the run ends."
     )
-    poll_s: float = Field(default=2.0, gt=0, description="human: seconds between two questions to the service.")
+    poll_s: float = Field(
+        default=2.0, gt=0, le=86_400, description="human: seconds between two questions to the service."
+    )
     answers_per_fit: int | None = Field(
         default=None,
         ge=1,
@@ -202,16 +206,14 @@ class TeacherConfig(BaseModel):
             )
 
     def _check_url(self, example: str, key_setting: str) -> None:
-        try:
-            parts = urlsplit(self.url or "")
-            is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            is_url = False
-        if not is_url:
+        from themis_ray.feedback.addresses import is_address  # httpx is slow to import and needed here only.
+
+        if not is_address(self.url or ""):
             raise ConfigError(
                 f"teacher.url={self.url!r} is no address. Give http:// or https:// with a host, for example "
                 f"teacher.url={example}."
             )
+        parts = urlsplit(self.url or "")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ConfigError(
                 "teacher.url holds a user name, a password or something after ? or #, and settings are stored with "

@@ -123,7 +123,8 @@ class SyntheticTeacher:
     2. Skip the queries of the batch whose larger return is lowest, `eps_skip` of them: eps_skip * N is rounded up with
        its fraction as probability, so that small batches skip as large a share as large ones do. B-Pref compares with
        a share of the mean episode return, which is no threshold at all where returns are negative; ranks work for any
-       sign and scale. A batch of one query, or one of ties, is never skipped.
+       sign and scale. A batch of one query, or one of ties, is never skipped. A query with a return that is no finite
+       number always is.
     3. Equal, when the returns differ by less than eps_equal * mean |episode return| * L / mean episode length.
        Before any episode is finished, the mean |segment return| of the batch takes the place of the scale.
     4. The teacher judges by the weighted return, the sum of gamma ** (L - 1 - t) * reward_t over time.
@@ -156,7 +157,7 @@ class SyntheticTeacher:
         sums, left_margins, is_left, luck = _judge(queries, self.parameters, rng)
         threshold = self.parameters.eps_equal * _typical_return(sums, _segment_length(queries), returns)
         is_equal = (left_margins == 0.0) | (np.abs(sums[:, 0] - sums[:, 1]) < threshold)
-        is_skip = _worst(sums.max(axis=-1), self.parameters.eps_skip, luck)
+        is_skip = _worst(sums.max(axis=-1), self.parameters.eps_skip, luck) | ~np.isfinite(sums).all(axis=-1)
         return _choices(is_skip, is_equal, is_left)
 
 

@@ -54,9 +54,12 @@ def _in_parts(
 
 
 def _share_in_order(margins: NDArray[Any], predicted_margins: NDArray[Any]) -> float:
-    """Return the share of pairs that are predicted in the order of their true returns; NaN where all are tied."""
+    """Return the share of pairs predicted in the order of their true returns; NaN where all of these are tied.
+
+    A tie of predictions is half right.
+    """
     is_told_apart = np.abs(margins) > MIN_MARGIN
-    agrees = (margins > 0) == (predicted_margins > 0)
+    agrees = (1 + np.sign(margins) * np.sign(predicted_margins)) / 2
     return float(agrees[is_told_apart].mean()) if is_told_apart.any() else float("nan")
 
 

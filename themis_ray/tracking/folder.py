@@ -9,7 +9,7 @@ from typing import Any
 
 from themis_ray.config import ExperimentConfig, dump_config, load_config
 from themis_ray.errors import CheckpointError, RunFolderError
-from themis_ray.files import whole, write_whole
+from themis_ray.files import drop_leftovers, whole, write_whole
 from themis_ray.tracking.metrics import Row, finite, to_json
 
 __all__ = ["FOLDERS", "PREDICTIONS_FILE", "TRACKER_FOLDERS", "RunFolder"]
@@ -95,6 +95,7 @@ class RunFolder:
         """Delete what a run writes and nothing else."""
         for name in CONTENTS:
             (self.path / name).unlink(missing_ok=True)
+            drop_leftovers(self.path / name)
         for name in CLEARED_FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
 
@@ -186,14 +187,12 @@ class RunFolder:
 
     def add_checkpoint(self, algorithm: Any, about: Row, num_kept: int) -> Path:
         """Save `algorithm` as a whole, and drop all but the newest `num_kept` and what killed runs left."""
-        for leftover in self.checkpoints_path.glob(".*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        drop_leftovers(self.checkpoints_path / "checkpoint_*")
         path = self.checkpoints_path / f"checkpoint_{about['num_env_steps']:09d}"
-        with whole(path) as temporary:
+        # A run that went back to an earlier one comes by the same step again.
+        with whole(path, replaces_folder=True) as temporary:
             algorithm.save_to_path(str(temporary.resolve()))
             (temporary / "themis.json").write_text(to_json({"format": CHECKPOINT_FORMAT, **about}))
-            if path.exists():
-                shutil.rmtree(path)
         for old in self.checkpoints()[:-num_kept]:
             shutil.rmtree(old, ignore_errors=True)
         return path

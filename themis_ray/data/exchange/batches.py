@@ -10,7 +10,10 @@ from themis_ray.data.preferences import Choice, Preference
 from themis_ray.data.segments import Segment
 from themis_ray.errors import DataError
 
-__all__ = ["Batch", "DatasetCounts", "checked"]
+__all__ = ["BATCH_BYTES", "Batch", "DatasetCounts", "checked"]
+
+# Readers pass a batch on once it is this large.
+BATCH_BYTES = 2**24
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from themis_ray.data.exchange.batches import Batch
+from themis_ray.data.exchange.batches import BATCH_BYTES, Batch
 from themis_ray.data.exchange.pickles import Fragment, FragmentPairs, StoredArray, read_pickle
 from themis_ray.data.preferences import Choice, Preference
 from themis_ray.data.segments import NUMERIC_KINDS, Query, Segment
@@ -25,7 +24,6 @@ BUFFERS = ("buffer_seg1", "buffer_seg2", "buffer_label")
 # How far B-Pref has filled its buffers: the rows after are not initialised.
 BUFFER_ENDS = ("buffer_index", "buffer_full")
 SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".pkl", ".pickle")
-PAIRS_PER_BATCH = 256
 
 IMITATION_CHOICES = {1.0: Choice.LEFT, 0.0: Choice.RIGHT, 0.5: Choice.EQUAL}
 BPREF_CHOICES = {0.0: Choice.LEFT, 1.0: Choice.RIGHT, 0.5: Choice.EQUAL, -1.0: Choice.EQUAL}
@@ -55,7 +53,8 @@ class EnvLayout:
         has_mark: Whether runs append a number to vectors that is 1 in absorbing states; imported steps get a 0.
         action_bounds: Lowest and highest action of a bounded Box, which runs store as -1 and 1; None leaves actions as
             they are.
-        num_actions: Of a Discrete space; None elsewhere.
+        num_choices: How many values each whole number of an action can take, (A,), as runs store it; None for Box.
+        first_choices: The lowest value of each in the environment's own units, which runs store as 0.
     """
 
     env_id: str
@@ -63,7 +62,8 @@ class EnvLayout:
     actions: ArraySpec
     has_mark: bool = False
     action_bounds: tuple[NDArray[Any], NDArray[Any]] | None = None
-    num_actions: int | None = None
+    num_choices: tuple[int, ...] | None = None
+    first_choices: tuple[int, ...] = (0,)
 
     def to_observations(self, array: NDArray[Any]) -> NDArray[Any]:
         """Returns observations (L, ...) as runs store them.
@@ -83,27 +83,46 @@ class EnvLayout:
         Actions of a Box may lie outside its bounds: policies exceed them, and what they said is stored.
 
         Raises:
-            ValueError: As in `to_observations`; or an action of a Discrete space is outside it.
+            ValueError: As in `to_observations`; or a whole number is not among the environment's choices.
         """
         _check_finite("actions", array)
-        if self.num_actions is not None and array.ndim == 2 and array.shape[1] == self.num_actions > 1:
-            array = array.argmax(axis=1)  # One-hot.
+        if self.num_one_hot is not None and array.shape[1:] == (self.num_one_hot,):
+            if not (np.isin(array, (0, 1)).all() and (array.sum(axis=1) == 1).all()):
+                raise ValueError(f"actions of {self.env_id} with {self.num_one_hot} numbers a step must be one-hot")
+            array = array.argmax(axis=1) + self.first_choices[0]
         if self.actions.dtype.kind == "i" and array.dtype.kind == "f" and not (np.trunc(array) == array).all():
             raise ValueError(f"actions must be whole numbers, as those of {self.env_id} are")
         dtype = np.result_type(array, np.float32) if self.actions.dtype.kind == "f" else self.actions.dtype
         actions = _to_spec(
             "actions", _to_dtype("actions", array, dtype), ArraySpec(self.actions.shape, dtype), self.env_id
         )
-        if self.num_actions is not None and not ((actions >= 0) & (actions < self.num_actions)).all():
-            raise ValueError(
-                f"actions of {self.env_id} are 0 to {self.num_actions - 1}, not {actions.min()} to {actions.max()}"
-            )
+        if self.num_choices is not None:
+            actions = self._from_own_choices(actions)
         if self.action_bounds is not None:
             low, high = self.action_bounds
             # RLlib's normalize_action; runs store what the policy says, which RLlib stretches for the environment.
             with np.errstate(over="ignore"):
                 actions = 2.0 * (actions - low) / np.where(high > low, high - low, 1.0) - 1.0
         return _to_dtype("actions", actions, self.actions.dtype)
+
+    @property
+    def num_one_hot(self) -> int | None:
+        """Numbers of a one-hot action; None where actions are no single choice among several."""
+        is_single = self.num_choices is not None and self.actions.shape == () and self.num_choices[0] > 1
+        return self.num_choices[0] if is_single and self.num_choices is not None else None
+
+    def _from_own_choices(self, actions: NDArray[Any]) -> NDArray[Any]:
+        first, num = np.array(self.first_choices), np.array(self.num_choices)
+        own = actions.reshape(len(actions), -1)
+        outside = ((own < first) | (own >= first + num)).any(axis=0)
+        if outside.any():
+            i = int(outside.argmax())
+            raise ValueError(
+                f"actions of {self.env_id} are {first[i]} to {first[i] + num[i] - 1}"
+                f"{f' at place {i}' if len(num) > 1 else ''}, not {own[:, i].min()} to {own[:, i].max()}"
+            )
+        zero_based: NDArray[Any] = (own - first).reshape(actions.shape)
+        return zero_based
 
 
 def read_imitation(path: Path, layout: EnvLayout, content: Any = None) -> Iterator[Batch]:
@@ -176,7 +195,7 @@ def read_bpref(path: Path, layout: EnvLayout, content: Any = None) -> Iterator[B
     num_pairs = len(lefts) if index is None or is_full else min(len(lefts), int(index))
     labels = labels.reshape(-1)
     width = layout.observations.size
-    widths = {width + layout.actions.size, width + (layout.num_actions or layout.actions.size)}
+    widths = {width + layout.actions.size, width + (layout.num_one_hot or layout.actions.size)}
     if lefts.shape[2] not in widths:
         raise DataError(
             f"{path}: a step has {lefts.shape[2]} numbers, but observation and action of {layout.env_id} have "
@@ -217,20 +236,24 @@ def _batches(
 ) -> Iterator[Batch]:
     """Makes pairs into batches; a pair is the answer to a query at the time when the source was written."""
     time = datetime.fromtimestamp(max(0, int(path.stat().st_mtime)), UTC)
-    for start in range(0, num_pairs, PAIRS_PER_BATCH):
-        segments: list[Segment] = []
-        answers: list[Preference] = []
-        rows = range(start, min(num_pairs, start + PAIRS_PER_BATCH))
-        for i in rows:
-            try:
-                left, right, choice = make_pair(i)
-                if left.id != right.id:
-                    query = Query(left, right)
-                    answers.append(Preference(query.id, left.id, right.id, choice, teacher, 0, 0, time, time))
-                    segments += (left, right)
-            except (ValueError, DataError) as error:
-                raise DataError(f"{path}: pair {i} cannot be imported ({error}).") from error
-        yield Batch(segments, answers, rows.stop / num_pairs, num_left_out=len(rows) - len(answers))
+    segments: dict[str, Segment] = {}  # A fragment may be in many pairs.
+    answers: list[Preference] = []
+    num_left_out = 0
+    for i in range(num_pairs):
+        try:
+            left, right, choice = make_pair(i)
+            if left.id == right.id:
+                num_left_out += 1
+            else:
+                query = Query(left, right)
+                answers.append(Preference(query.id, left.id, right.id, choice, teacher, 0, 0, time, time))
+                segments |= {left.id: left, right.id: right}
+        except (ValueError, DataError) as error:
+            raise DataError(f"{path}: pair {i} cannot be imported ({error}).") from error
+        num_bytes = len(segments) * (left.observations.nbytes + left.actions.nbytes)
+        if num_bytes >= BATCH_BYTES or i == num_pairs - 1:
+            yield Batch(list(segments.values()), answers, (i + 1) / num_pairs, num_left_out)
+            segments, answers, num_left_out = {}, [], 0
 
 
 def _make_segment(
@@ -327,8 +350,10 @@ def _read_file(path: Path) -> Any:
     try:
         stored = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
         return dict(stored) if isinstance(stored, Mapping) else stored
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read as arrays ({error}); bring it back from a copy.") from error
+    # numpy, zipfile and zlib report damage in many ways.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path} cannot be read as arrays ({reason}); bring it back from a copy.") from error
 
 
 def _read_torch(path: Path) -> Any:

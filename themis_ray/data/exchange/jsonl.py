@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from themis_ray.data.exchange.batches import Batch
+from themis_ray.data.exchange.batches import BATCH_BYTES, Batch
 from themis_ray.data.preferences import Choice, Preference
 from themis_ray.data.segments import ID_BYTES, Segment, query_id
 from themis_ray.errors import DataError
@@ -49,7 +49,6 @@ FLOAT_DTYPES = ("float16", "float32", "float64")
 # Largest value of each whole number, which Parquet has a column for.
 WHOLE_NUMBERS = {"start_step": 2**63, "length": 2**31, "feedback_session": 2**31, "num_env_steps": 2**63}
 NOT_TEXT = {*WHOLE_NUMBERS, "observations", "observation_shape", "actions", "action_shape", "true_rewards"}
-BATCH_BYTES = 2**24
 CONTENT_ID = re.compile(f"[0-9a-f]{{{2 * ID_BYTES}}}")
 
 Row = dict[str, Any]

@@ -85,12 +85,13 @@ class StoredArray(StandIn):
         shape, dtype, is_fortran, content = state[-4:]
         self._fill(content, dtype, shape, "F" if is_fortran else "C")
 
-    def _fill(self, content: Any, dtype: Any, shape: Any, order: Any) -> None:
+    def _fill(self, content: Any, dtype: Any, shape: Any, order: Any, axis_order: Any = None) -> None:
         if not isinstance(dtype, StoredDtype):
             raise TypeError("an array without a dtype")
         if dtype.is_numeric:
             flat = np.frombuffer(content, dtype.to_numpy()) if len(content) else np.empty(0, dtype.to_numpy())
-            self._stored = flat.reshape(shape, order=order)
+            array = flat.reshape(shape, order=order)
+            self._stored = array if axis_order is None else array.transpose(axis_order)
 
 
 class Reconstruct(StandIn):
@@ -105,10 +106,12 @@ class Reconstruct(StandIn):
 class FromBuffer(StandIn):
     """Stands in for numpy's _frombuffer, which pickle protocol 5 uses for contiguous arrays."""
 
-    def __new__(cls, buffer: Any, dtype: Any, shape: Any, order: Any) -> StoredArray:  # type: ignore[misc]
-        """Returns the filled array."""
+    def __new__(  # type: ignore[misc]
+        cls, buffer: Any, dtype: Any, shape: Any, order: Any, axis_order: Any = None
+    ) -> StoredArray:
+        """Returns the filled array; numpy 2.4 and later name the order of axes in which others are contiguous."""
         array = StoredArray()
-        array._fill(buffer, dtype, shape, order)
+        array._fill(buffer, dtype, shape, "C" if order == "K" else order, axis_order)
         return array
 
 
