@@ -149,7 +149,7 @@ def rows(results: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
                 condition,
                 f"{np.mean(queries):.0f}",
                 f"{len(returns)}",
-                f"{np.mean(returns):.{digits}f} ± {np.std(returns):.{digits}f}",
+                f"{np.mean(returns):.{digits}f}" + (f" ± {np.std(returns):.{digits}f}" if len(returns) > 1 else ""),
                 "-" if score is None else f"{iqm([score]).value:.2f}",
                 "-" if score is None else f"{(score > GOOD_SCORE).sum()} of {len(score)}",
             )

@@ -95,7 +95,7 @@ def show(value: Any) -> str:
 def bounds(metadata: Iterable[Any]) -> list[str]:
     """Returns the ranges that a list of constraints allows, in words."""
     return [
-        text.format(f"{getattr(constraint, name):g}")
+        text.format(f"{bound:g}" if isinstance(bound := getattr(constraint, name), float) else bound)
         for constraint in metadata
         for name, text in BOUNDS.items()
         if getattr(constraint, name, None) is not None

@@ -1,6 +1,7 @@
 """The commands about people: studies, simulated annotators, and answers in the terminal."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from themis_ray.cli import main
 from themis_ray.clips import read_clip
 from themis_ray.config import load_config
 from themis_ray.data import Choice, PreferenceDataset
-from themis_ray.errors import ThemisError
+from themis_ray.errors import ConfigError, ThemisError
 from themis_ray.explaining import ExplainedRun
 from themis_ray.feedback import SAMPLERS
 from themis_ray.rllib import draw_queries, open_finished_run
@@ -59,6 +60,10 @@ def test_a_run_that_is_over_is_opened_without_ray(run):
         assert all(query.left.origin is not None for query in queries), "it could not be shown"
     with pytest.raises(ThemisError, match="Did you mean 'disagreement'"):
         draw_queries(finished, "disagrement", 6, np.random.default_rng(3))
+    feedback = finished.settings.feedback.model_copy(update={"segment_length": None, "dataset": "runs/other"})
+    learned = replace(finished, settings=finished.settings.model_copy(update={"feedback": feedback}))
+    with pytest.raises(ConfigError, match=r"asked nothing: it learned from the answers in runs/other\."):
+        draw_queries(learned, "uniform", 6, np.random.default_rng(3))
 
 
 @pytest.mark.ray

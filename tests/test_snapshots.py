@@ -244,6 +244,18 @@ def test_resume_takes_no_snapshot(snapshot: Snapshot, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- themis pretrain
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (PENDULUM, "num_env_steps=1500", "exploration.num_env_steps=600"),
+        ("env.id=CartPole-v1", "num_env_steps=1000", "exploration.num_env_steps=500"),
+        (PENDULUM, "num_env_steps=700", "exploration.num_env_steps=600", "exploration.num_seed_steps=99"),
+    ],
+)
+def test_a_run_long_enough_explores_as_it_does_in_training(settings: tuple[str, ...]) -> None:
+    assert make_pretraining_config(load(*settings)) == load(*settings)
+
+
 def test_exploration_longer_than_a_default_run_is_allowed() -> None:
     for given, num_env_steps in (("30000", 31001), ("100", 20000)):
         config = make_pretraining_config(load(PENDULUM, f"exploration.num_env_steps={given}"))

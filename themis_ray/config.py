@@ -19,6 +19,7 @@ from themis_ray.errors import ConfigError, lookup
 from themis_ray.feedback import check_teacher
 from themis_ray.reward import DEFAULT_FROM_SCRATCH, DEFAULT_LABEL_MARGIN, DEFAULT_NUM_EPOCHS, RewardConfig
 from themis_ray.rllib import AlgorithmSettings, LoopSettings, check_cpl, resolve_algorithm
+from themis_ray.rllib.settings import required
 
 __all__ = [
     "PRESETS",
@@ -227,6 +228,7 @@ def resolve(config: ExperimentConfig) -> tuple[ExperimentConfig, EnvSpec]:
         }
         given = {key: getattr(exploration, key) for key in defaults if getattr(exploration, key) is not None}
         exploration = exploration.model_copy(update={**defaults, **given})
+        _check_replay(algorithm, config.resources.num_env_runners)
     num_before = (exploration.num_seed_steps or 0) + (exploration.num_env_steps or 0)
     if num_before >= config.num_env_steps:
         raise ConfigError(
@@ -323,6 +325,16 @@ def _fit_batch(config: ExperimentConfig, spec: EnvSpec, algorithm: AlgorithmSett
     return algorithm.model_copy(update={"batch_size": batch_size, "num_envs": num_envs, "learning_rate": learning_rate})
 
 
+def _check_replay(algorithm: AlgorithmSettings, num_env_runners: int) -> None:
+    num_envs = required(algorithm.num_envs) * max(1, num_env_runners)
+    least = 2 * max(num_envs, required(algorithm.round_num_env_steps))
+    if required(algorithm.replay_capacity) < least:
+        raise ConfigError(
+            f"algorithm.replay_capacity={algorithm.replay_capacity} does not hold two rounds of sampling, {least} "
+            "transitions. Give at least these."
+        )
+
+
 def _segment_length(config: ExperimentConfig, spec: EnvSpec) -> int:
     given, horizon = config.feedback.segment_length, spec.horizon
     if given is not None:
@@ -346,7 +358,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.load(path.read_text(), _Loader)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}). Give a YAML file or key=value pairs.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # A date such as 2024-13-45 is a ValueError.
         raise ConfigError(f"{path} is no valid YAML: {error}") from None
     if values is None:
         return {}
@@ -366,7 +378,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"{override!r} is no setting. Write key=value, for example seed=3 or env.id=Pendulum-v1.")
     try:
         value = yaml.load(text, _Loader) if text else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         value = text
     *parents, last = key.split(".")
     for parent in parents:

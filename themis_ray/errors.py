@@ -17,6 +17,7 @@ __all__ = [
     "RunFolderError",
     "TeacherError",
     "ThemisError",
+    "TooFewSegmentsError",
     "UnknownNameError",
     "lookup",
 ]
@@ -42,6 +43,10 @@ class UnknownNameError(ThemisError):
 
 class DataError(ThemisError):
     """Stored or collected data that cannot be used: corrupt, foreign version, too little."""
+
+
+class TooFewSegmentsError(DataError):
+    """Episodes that hold too few distinct segments to draw from; later ones may hold enough."""
 
 
 class CheckpointError(ThemisError):

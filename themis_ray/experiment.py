@@ -103,7 +103,7 @@ def resolve_new(config: ExperimentConfig) -> tuple[ExperimentConfig, EnvSpec]:
         open_preferences(config, spec)
     if feedback.demonstrations is not None:
         length = feedback.segment_length or 0
-        open_demonstrations(Path(feedback.demonstrations), feedback.num_demonstrations, spec, length)
+        open_demonstrations(Path(feedback.demonstrations), feedback.num_demonstrations, config.env, spec, length)
     return config, spec
 
 

@@ -55,11 +55,16 @@ class Snapshot:
 
 
 def make_pretraining_config(config: ExperimentConfig) -> ExperimentConfig:
-    """Return the configuration with a run long enough for the exploration that was asked for."""
-    exploration = config.exploration
-    num_seed_steps = MAX_SEED_STEPS if exploration.num_seed_steps is None else exploration.num_seed_steps
-    num_env_steps = max(config.num_env_steps, num_seed_steps + (exploration.num_env_steps or 0) + 1)
-    return config.model_copy(update={"num_env_steps": num_env_steps})
+    """Return the configuration with a run long enough for the exploration that was asked for.
+
+    A longer one is left as it is: how many steps are drawn at random depends on its length.
+    """
+    num_exploration_steps, num_seed_steps = config.exploration.num_env_steps or 0, config.exploration.num_seed_steps
+    least = min(MAX_SEED_STEPS, config.num_env_steps // 20) if num_seed_steps is None else num_seed_steps
+    if config.num_env_steps > least + num_exploration_steps:
+        return config
+    most = MAX_SEED_STEPS if num_seed_steps is None else num_seed_steps
+    return config.model_copy(update={"num_env_steps": most + num_exploration_steps + 1})
 
 
 def prepare_snapshot_folder(path: Path) -> None:

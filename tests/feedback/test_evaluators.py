@@ -12,7 +12,8 @@ from themis_ray.envs import EnvConfig, get_env_spec
 from themis_ray.errors import DataError
 from themis_ray.feedback import judge_steps, open_demonstrations, rate_segments
 
-SPEC = get_env_spec(EnvConfig(id="Pendulum-v1"))
+ENV = EnvConfig(id="Pendulum-v1")
+SPEC = get_env_spec(ENV)
 NOW = datetime(2025, 3, 1, tzinfo=UTC)
 
 
@@ -89,10 +90,10 @@ def test_the_best_segments_are_shown_unless_there_are_demonstrations(tmp_path) -
     segments = [make_segment([float(i), 0.0]) for i in (3, 1, 4, 2)]
     rows = [Rating(segment.id, 0, 2, "oracle", 0, 100, NOW, NOW) for segment in segments]
     dataset.append_evaluations(segments, rows)
-    shown = open_demonstrations(tmp_path, 2, SPEC, 2)
+    shown = open_demonstrations(tmp_path, 2, ENV, SPEC, 2)
     assert [segment.true_return for segment in shown] == [4, 3]
     dataset.append_evaluations(segments[1:2] * 2, [Demonstration(segments[1].id, "annotator", 0, 100, NOW, NOW)] * 2)
-    assert open_demonstrations(tmp_path, 2, SPEC, 2) == segments[1:2]
+    assert open_demonstrations(tmp_path, 2, ENV, SPEC, 2) == segments[1:2]
 
 
 def test_without_true_rewards_only_demonstrations_are_shown(tmp_path) -> None:
@@ -100,16 +101,26 @@ def test_without_true_rewards_only_demonstrations_are_shown(tmp_path) -> None:
     segments = [make_segment([np.nan, np.nan]), make_segment([1.0, 2.0])]
     dataset.append_evaluations(segments, [Rating(segment.id, 0, 2, "expert", 0, 0, NOW, NOW) for segment in segments])
     with pytest.raises(DataError, match="whose true rewards nobody knows"):
-        open_demonstrations(tmp_path, 2, SPEC, 2)
+        open_demonstrations(tmp_path, 2, ENV, SPEC, 2)
     dataset.append_evaluations(segments[:1], [Demonstration(segments[0].id, "expert", 0, 0, NOW, NOW)])
-    assert [segment.id for segment in open_demonstrations(tmp_path, 2, SPEC, 2)] == [segments[0].id]
+    assert [segment.id for segment in open_demonstrations(tmp_path, 2, ENV, SPEC, 2)] == [segments[0].id]
 
 
 def test_segments_that_do_not_fit_are_refused(tmp_path) -> None:
     with pytest.raises(DataError, match="holds no segments"):
-        open_demonstrations(tmp_path / "nothing", 2, SPEC, 2)
+        open_demonstrations(tmp_path / "nothing", 2, ENV, SPEC, 2)
     for name, segment in (("env", make_segment([1.0, 2.0], "Other-v1")), ("length", make_segment([1.0]))):
         dataset = PreferenceDataset(tmp_path / name)
         dataset.append_evaluations([segment], [Rating(segment.id, 0, 2, "oracle", 0, 100, NOW, NOW)])
         with pytest.raises(DataError, match="does not fit this run"):
-            open_demonstrations(tmp_path / name, 2, SPEC, 2)
+            open_demonstrations(tmp_path / name, 2, ENV, SPEC, 2)
+
+
+def test_demonstrations_of_observations_of_another_meaning_are_refused(tmp_path) -> None:
+    segment = make_segment([1.0, 2.0])
+    PreferenceDataset(tmp_path).append_evaluations([segment], [Rating(segment.id, 0, 2, "oracle", 0, 100, NOW, NOW)])
+    (tmp_path / "config.yaml").write_text("env: {id: Pendulum-v1, normalize_observations: true}")
+    with pytest.raises(DataError, match=r"env.normalize_observations is True there and False here"):
+        open_demonstrations(tmp_path, 2, ENV, SPEC, 2)
+    (tmp_path / "config.yaml").write_text("env: {id: Pendulum-v1}")
+    assert len(open_demonstrations(tmp_path, 2, ENV, SPEC, 2)) == 1

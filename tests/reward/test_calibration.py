@@ -12,7 +12,7 @@ def slow_curve(probabilities: list[float], labels: list[float], num_bins: int) -
     bins: list[list[tuple[float, float]]] = [[] for _ in range(num_bins)]
     for probability, label in zip(probabilities, labels, strict=True):
         number = 0
-        while number + 1 < num_bins and probability * num_bins >= number + 1:
+        while number + 1 < num_bins and probability >= (number + 1) / num_bins:
             number += 1
         bins[number].append((probability, label))
     return [
@@ -52,6 +52,13 @@ def test_a_calibrated_predictor_has_no_error_and_an_overconfident_one_has_its_ga
 def test_equal_labels_are_half_an_answer_for_each_side() -> None:
     assert expected_calibration_error(np.full(4, 0.5), np.full(4, 0.5)) == 0
     assert reliability_curve(np.array([0.72, 0.78]), np.array([1.0, 0.5])).observed[7] == 0.75
+
+
+@pytest.mark.parametrize("num_bins", [10, 29, 100])
+def test_a_probability_on_an_edge_is_in_the_bin_above(num_bins: int) -> None:
+    for i in range(num_bins):
+        counts = reliability_curve(np.array([i / num_bins]), np.array([1.0]), num_bins).counts
+        assert counts.argmax() == i
 
 
 def test_no_pairs_give_no_error_and_wrong_values_are_refused() -> None:

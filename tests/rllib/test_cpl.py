@@ -20,7 +20,7 @@ from test_resume import assert_same, train
 from torch.distributions import Categorical, Normal
 
 from themis_ray.cli import main
-from themis_ray.config import load_config, resolve
+from themis_ray.config import dump_config, load_config, resolve
 from themis_ray.data import Choice, EpisodeChunk, EpisodePool, Preference, PreferenceDataset, Segment
 from themis_ray.envs import EnvConfig, get_env_spec, make_env
 from themis_ray.errors import ConfigError, DataError
@@ -318,6 +318,20 @@ def test_preferences_that_do_not_fit_the_environment_are_refused(stored, tmp_pat
         opened("CartPole-v1", tmp_path)
 
 
+def test_preferences_about_observations_of_another_meaning_are_refused(stored, tmp_path):
+    copied = shutil.copytree(stored, tmp_path / "copied")
+    settings = ["env.id=CartPole-v1", f"feedback.dataset={copied}"]
+    (copied / "config.yaml").write_text(dump_config(load_config(None, settings)))
+    config = load_config(None, [*SMALL, *settings])
+    assert open_preferences(config, get_env_spec(config.env)).num_preferences == 400
+    config = load_config(None, [*SMALL, *settings, "env.normalize_observations=true"])
+    with pytest.raises(DataError, match=r"env.normalize_observations True here, False in the dataset"):
+        open_preferences(config, get_env_spec(config.env))
+    (copied / "config.yaml").write_text("env: 3")
+    with pytest.raises(DataError, match=r"config.yaml cannot be read"):
+        open_preferences(config, get_env_spec(config.env))
+
+
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
@@ -332,6 +346,7 @@ def test_preferences_that_do_not_fit_the_environment_are_refused(stored, tmp_pat
             "a setting of reward beside label_margin was given",
         ),
         ([*SMALL, "feedback.dataset=x", "exploration.num_env_steps=9"], "a setting of exploration was given"),
+        ([*SMALL, "feedback.dataset=x", "exploration.num_neighbors=7"], "a setting of exploration was given"),
         ([*SMALL, "feedback.dataset=x", "snapshot=y"], "snapshot=y was given, but cpl"),
         (
             [*SMALL, "feedback.dataset=x", "algorithm.reference=y"],

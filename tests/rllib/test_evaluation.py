@@ -107,6 +107,33 @@ def test_box_actions_are_in_the_environments_own_units(cls) -> None:
     np.testing.assert_allclose(deterministic_policy(module)(np.zeros((4, 3), np.float32)), 0.0, atol=1e-6)
 
 
+class Endless(gym.Env):
+    observation_space = gym.spaces.Box(0, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.ends_at = 7 if seed == 0 else None
+        self.t = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.zeros(2, np.float32), 1.0, self.t == self.ends_at, False, {}
+
+
+def test_episodes_without_an_end_are_cut_and_a_warning_says_so(caplog) -> None:
+    policy = lambda observations: np.zeros(len(observations), np.int64)  # noqa: E731
+    config = EnvConfig(id=f"{__name__}:Endless", fixed_horizon=False)
+    assert evaluate(policy, config, [0, 1, 2]).tolist() == [7, 27_000, 27_000]
+    assert "2 of 3 episodes had not ended after 27000 env steps" in caplog.text
+    assert "Set env.horizon" in caplog.text
+    longer = EnvConfig(id=f"{__name__}:Endless", fixed_horizon=False, horizon=27_001)
+    caplog.clear()
+    assert evaluate(policy, longer, [0, 1]).tolist() == [7, 27_001]
+    assert not caplog.text
+
+
 def test_episodes_that_end_early_stop_counting() -> None:
     returns = evaluate(
         lambda observations: np.zeros(len(observations), int), EnvConfig(id=f"{__name__}:CountingSteps"), [3, 1, 5]

@@ -70,3 +70,34 @@ def test_what_a_look_keeps_does_not_keep_whole_episodes(tmp_path) -> None:
         assert segment.origin is None
         assert segment.observations.base is None
         assert len(segment.observations) == 10
+
+
+def test_episodes_that_became_shorter_than_a_segment_end_no_run(tmp_path, caplog) -> None:
+    config, spec = resolve(load_config(None, ["env.id=CartPole-v1", "env.fixed_horizon=false", "num_env_steps=9000"]))
+    model = Members()
+    model.weights = np.zeros((3, 4), np.float32)
+    loop = PreferenceLoop(config, spec, tmp_path, model, None)
+    rng = np.random.default_rng(0)
+    for episode in range(200):
+        observations = rng.normal(size=(9, 4)).astype(np.float32)
+        loop.pool.add(EpisodeChunk(f"e{episode}", 0, observations, np.zeros(9, np.int64), np.ones(9), True))
+    loop.look_if_due(9000)
+    assert loop.measure_reward() == {}
+    assert not loop.hold_session_if_due(9000)
+    assert not loop.hold_session_if_due(9000)
+    assert caplog.text.count("Feedback that is due waits for two distinct segments of 50 steps") == 1
+    assert "Lower feedback.segment_length" in caplog.text
+
+
+def test_a_pool_of_one_segment_again_and_again_waits_too(tmp_path, caplog) -> None:
+    config, spec = resolve(load_config(None, SETTINGS))
+    loop = PreferenceLoop(config, spec, tmp_path, Members(), None)
+    for episode in range(30):
+        loop.pool.add(
+            EpisodeChunk(f"e{episode}", 0, np.zeros((10, 3), np.float32), np.zeros((10, 1)), np.ones(10), True)
+        )
+    loop.look_if_due(9000)
+    assert loop.measure_reward() == {}
+    assert not loop.hold_session_if_due(9000)
+    assert "2 distinct segments of 10 steps are needed" in caplog.text
+    assert not loop.dataset.num_questions

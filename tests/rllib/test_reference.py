@@ -15,12 +15,11 @@ from test_resume import SETTINGS, assert_same, train
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
 from themis_ray.config import dump_config, load_config, resolve
-from themis_ray.envs import EnvConfig, get_env_spec
-from themis_ray.errors import CheckpointError, ConfigError, ThemisError
+from themis_ray.envs import EnvConfig, differing_meanings, get_env_spec
+from themis_ray.errors import CheckpointError, ConfigError, DataError, ThemisError
 from themis_ray.randomness import seed_python
 from themis_ray.rllib import build_algorithm_config, open_reference
 from themis_ray.rllib.modules import PPOModule, SACModule, start_from_reference
-from themis_ray.rllib.reference import differences
 from themis_ray.rllib.updates import ReplayBatch, _draw, categorical_kl, gaussian_kl, policy_kl, sac_update
 
 STATE = Box(-np.inf, np.inf, (4,), np.float32)
@@ -358,7 +357,7 @@ def test_a_reference_that_does_not_fit_is_refused_in_one_line(reference: tuple[s
         message = refusal(env, sizes, given_copy)
         assert "env.normalize_observations must be the same, False here and True in the reference" in message
     (copied / "config.yaml").write_text("env: {id: x, unknown: 1}")
-    assert "config.yaml cannot be read" in refusal(env, sizes, given_copy, kind=CheckpointError)
+    assert "config.yaml cannot be read" in refusal(env, sizes, given_copy, kind=DataError)
     damaged = shutil.copytree(folder, tmp_path / "damaged")
     (state,) = damaged.rglob("default_policy/module_state.pkl")
     state.write_bytes(state.read_bytes()[:-50])
@@ -383,7 +382,7 @@ def test_what_the_observations_of_a_reference_mean_must_be_the_same(
     here: dict[str, Any], there: dict[str, Any], field: str | None
 ) -> None:
     spec = get_env_spec(EnvConfig(id="Pendulum-v1"))
-    found = differences(*(EnvConfig(id="Pendulum-v1", **settings) for settings in (here, there)), spec)
+    found = differing_meanings(*(EnvConfig(id="Pendulum-v1", **settings) for settings in (here, there)), spec)
     assert list(found) == ([] if field is None else [field])
 
 

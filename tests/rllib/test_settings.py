@@ -73,6 +73,8 @@ def test_settings_of_another_learner_are_refused_in_one_line(learner: str, name:
         (AlgorithmSettings, {"gamma": 1.1}),
         (AlgorithmSettings, {"name": "a2c"}),
         (AlgorithmSettings, {"hiden_sizes": (3,)}),
+        (AlgorithmSettings, {"hidden_sizes": (32, 0)}),
+        (LoopSettings, {"env": {"id": "Pendulum-v1"}, "seed": 2**32}),
         (ExplorationSettings, {"num_seed_steps": -1}),
         (ResourceSettings, {"num_env_runners": -1}),
         (LoopSettings, {}),
@@ -115,6 +117,31 @@ def test_ppo_collects_close_to_its_batch_size_in_rounds(num_envs: int, batch_siz
     assert abs(config.total_train_batch_size - batch_size) <= max(per_round / 2, num_envs)
     assert config.minibatch_size <= config.total_train_batch_size
     assert config.loop_settings == settings.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("num_envs", "batch_size", "fragment"),
+    [(8, 2000, 50), (4, 1800, 150), (4, 2000, 125), (8, 1600, 50), (1, 7, 7), (2, 22, 11), (3, 2048, 171)],
+)
+def test_a_batch_that_environments_share_evenly_is_kept_to_the_step(
+    num_envs: int, batch_size: int, fragment: int
+) -> None:
+    given = AlgorithmSettings(num_envs=num_envs, batch_size=batch_size)
+    settings = LoopSettings(env={"id": "CartPole-v1"}, algorithm=resolve_algorithm(given, "ppo"))
+    config = build_algorithm_config(settings)
+    assert config.rollout_fragment_length == fragment
+    assert (config.total_train_batch_size == batch_size) == (batch_size % num_envs == 0)
+
+
+def test_a_minibatch_is_no_larger_than_the_share_of_a_learner() -> None:
+    given = AlgorithmSettings(num_envs=2, batch_size=256, minibatch_size=200)
+    settings = LoopSettings(
+        env={"id": "CartPole-v1"},
+        algorithm=resolve_algorithm(given, "ppo"),
+        resources=ResourceSettings(num_learners=2),
+    )
+    config = build_algorithm_config(settings)
+    assert (config.minibatch_size, config.train_batch_size_per_learner) == (128, 128)
 
 
 @pytest.mark.parametrize("learner", LEARNER_DEFAULTS)

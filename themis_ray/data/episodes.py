@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from themis_ray.data.segments import Origin, Query, Segment, check_steps
-from themis_ray.errors import DataError
+from themis_ray.errors import TooFewSegmentsError
 
 NUM_RETURNS_KEPT = 100
 NUM_REDRAWS = 16
@@ -222,12 +222,12 @@ class EpisodePool:
             Segments whose arrays are read-only views of the pool.
 
         Raises:
-            DataError: No episode has `length` steps.
+            TooFewSegmentsError: No episode has `length` steps.
             ValueError: `length` is below 1.
         """
         counts = self._num_starts_per_piece(length)
         if n and not counts.any():
-            raise DataError(self._too_little(1, length))
+            raise TooFewSegmentsError(self._too_little(1, length))
         return self._cut(rng.integers(max(counts.sum(), 1), size=n), counts, length)
 
     def sample_queries(
@@ -247,7 +247,7 @@ class EpisodePool:
                 the whole pool.
 
         Raises:
-            DataError: The pool holds fewer than two distinct segments of `length` steps.
+            TooFewSegmentsError: The pool holds fewer than two distinct segments of `length` steps.
             ValueError: `length` or `newest_num_episodes` is below 1.
         """
         counts = self._num_starts_per_piece(length)
@@ -261,7 +261,7 @@ class EpisodePool:
             newest[: np.flatnonzero(counts)[-newest_num_episodes]] = 0
             try:
                 return self._draw_queries(n, length, rng, newest)
-            except DataError:
+            except TooFewSegmentsError:
                 newest_num_episodes *= 2
         return self._draw_queries(n, length, rng, counts)
 
@@ -269,7 +269,7 @@ class EpisodePool:
         """Draws from pieces with `counts` starts each."""
         num_starts = int(counts.sum())
         if n and num_starts < 2:
-            raise DataError(self._too_little(2, length))
+            raise TooFewSegmentsError(self._too_little(2, length))
         lefts = rng.integers(max(num_starts, 1), size=n)
         # One step to all others round the circle: uniform, and never the same start.
         rights = (lefts + rng.integers(1, max(num_starts, 2), size=n)) % max(num_starts, 1)
@@ -400,7 +400,7 @@ class EpisodePool:
             (other,) = self._cut(np.array([start]), counts, len(left))
             if other.id != left.id:
                 return other
-        raise DataError(self._too_little(2, len(left)))
+        raise TooFewSegmentsError(self._too_little(2, len(left)))
 
     def _too_little(self, num_needed: int, length: int) -> str:
         return (

@@ -2,6 +2,7 @@
 
 from themis_ray.envs.actions import action_names
 from themis_ray.envs.families import FAMILIES, Family, find_family
+from themis_ray.envs.meanings import differing_meanings, read_env_config
 from themis_ray.envs.names import observation_names
 from themis_ray.envs.observations import (
     ImagePart,
@@ -35,6 +36,7 @@ __all__ = [
     "ObservationKind",
     "SeedEpisodes",
     "action_names",
+    "differing_meanings",
     "find_family",
     "first_choices",
     "get_env_spec",
@@ -45,5 +47,6 @@ __all__ = [
     "make_env",
     "observation_names",
     "observation_scale",
+    "read_env_config",
     "resolve_env",
 ]

@@ -53,7 +53,7 @@ REFERENCE_RETURNS: dict[str, tuple[float, str]] = {
 class EnvConfig(BaseModel):
     """Which environment, and how its episodes end."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     id: str = Field(min_length=1, description="A gymnasium id, module:id, or module:Class of an environment.")
     kwargs: dict[str, Any] = Field(default={}, description="Keyword arguments of the environment itself.")

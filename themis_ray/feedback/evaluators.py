@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from themis_ray.data import PreferenceDataset, Segment
-from themis_ray.envs import EnvSpec
+from themis_ray.envs import EnvConfig, EnvSpec, differing_meanings, read_env_config
 from themis_ray.errors import DataError
 
 __all__ = ["judge_steps", "open_demonstrations", "rate_segments"]
@@ -73,7 +73,9 @@ def judge_steps(
     return [tuple(row) for row in values.tolist()]
 
 
-def open_demonstrations(path: Path, count: int, spec: EnvSpec, segment_length: int) -> list[Segment]:
+def open_demonstrations(
+    path: Path, count: int, env_config: EnvConfig, spec: EnvSpec, segment_length: int
+) -> list[Segment]:
     """Returns the demonstrations of a dataset, or where it has none its segments of the best true return.
 
     Imported datasets may know no true rewards, and then have to hold demonstrations.
@@ -81,12 +83,13 @@ def open_demonstrations(path: Path, count: int, spec: EnvSpec, segment_length: i
     Args:
         path: Folder of a run or dataset.
         count: Most segments returned; of demonstrations the first ones.
-        spec: The environment they have to be of.
+        env_config: The environment they have to be of.
+        spec: What it is like.
         segment_length: The number of steps they have to have.
 
     Raises:
-        DataError: There are no segments, they cannot be read, they are of another environment, length or shape, or
-            nothing tells which are good.
+        DataError: There are no segments, they cannot be read, they are of another environment, length or shape, their
+            observations mean something else by the config.yaml beside them, or nothing tells which are good.
     """
     dataset = PreferenceDataset(path)
     shown = list(dict.fromkeys(dataset.segment(row.segment_id) for row in dataset.demonstrations))
@@ -96,6 +99,12 @@ def open_demonstrations(path: Path, count: int, spec: EnvSpec, segment_length: i
         raise DataError(
             f"feedback.demonstrations={path} holds no demonstrations, and segments whose true rewards nobody knows, so "
             "that the best cannot be told. Give the folder of a run, or a dataset with demonstrations."
+        )
+    there = read_env_config(path)
+    for name, pair in ({} if there is None else differing_meanings(env_config, there, spec)).items():
+        raise DataError(
+            f"feedback.demonstrations={path} does not fit this run: {name} is {pair[1]} there and {pair[0]} here. "
+            "Change it or give another."
         )
     segments = (shown or sorted(dataset.segments, key=lambda segment: -segment.true_return))[:count]
     observations = spec.observation_space

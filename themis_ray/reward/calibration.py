@@ -43,7 +43,8 @@ def reliability_curve(probabilities: NDArray[Any], labels: NDArray[Any], num_bin
     for values in (probabilities, labels):
         if not ((values >= 0) & (values <= 1)).all():
             raise ValueError("probabilities and labels must be from 0 to 1")
-    bins = np.minimum((probabilities * num_bins).astype(np.int64), num_bins - 1)
+    # Not probabilities * num_bins, which for 0.29 of 100 bins is less than 29.
+    bins = np.searchsorted(np.arange(1, num_bins) / num_bins, probabilities, side="right")
     counts = np.bincount(bins, minlength=num_bins)
     with np.errstate(invalid="ignore"):
         predicted, observed = (np.bincount(bins, values, num_bins) / counts for values in (probabilities, labels))

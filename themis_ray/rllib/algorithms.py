@@ -31,12 +31,12 @@ def _make_env(context: Any) -> Any:
 def _ppo_config(settings: LoopSettings) -> PreferencePPOConfig:
     algorithm = settings.algorithm
     num_envs = required(algorithm.num_envs) * max(1, settings.resources.num_env_runners)
-    fragment = max(1, round(required(algorithm.batch_size) / (num_envs * NUM_PPO_ROUNDS)))
-    batch_size = fragment * num_envs * max(1, round(required(algorithm.batch_size) / (fragment * num_envs)))
+    fragment, num_rounds = _ppo_rounds(required(algorithm.batch_size), num_envs)
+    batch_size = fragment * num_envs * num_rounds // max(1, settings.resources.num_learners)
     config = PreferencePPOConfig()
     config.env_runners(rollout_fragment_length=fragment)
     config.training(
-        train_batch_size_per_learner=batch_size // max(1, settings.resources.num_learners),
+        train_batch_size_per_learner=batch_size,
         minibatch_size=min(required(algorithm.minibatch_size), batch_size),
         num_epochs=algorithm.num_epochs,
         lambda_=algorithm.gae_lambda,
@@ -49,6 +49,20 @@ def _ppo_config(settings: LoopSettings) -> PreferencePPOConfig:
         grad_clip_by="global_norm",
     )
     return config
+
+
+def _ppo_rounds(batch_size: int, num_envs: int) -> tuple[int, int]:
+    """Return the env steps of each environment in a round, and the rounds of a batch: about `NUM_PPO_ROUNDS`.
+
+    A batch that the environments share evenly is kept to the step, so that one of whole episodes stays so.
+    """
+    steps_per_env = batch_size // num_envs
+    if batch_size % num_envs == 0:
+        divisors = [number for number in range(1, steps_per_env + 1) if steps_per_env % number == 0]
+        num_rounds = min(divisors, key=lambda number: abs(number - NUM_PPO_ROUNDS))
+        return steps_per_env // num_rounds, num_rounds
+    fragment = max(1, round(batch_size / (num_envs * NUM_PPO_ROUNDS)))
+    return fragment, max(1, round(batch_size / (fragment * num_envs)))
 
 
 def _replay_config(settings: LoopSettings, config: Any) -> Any:

@@ -24,14 +24,14 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
 
 from themis_ray.data import LabelledPairs, Preference, PreferenceDataset
-from themis_ray.envs import EnvSpec
+from themis_ray.envs import EnvSpec, differing_meanings, read_env_config
 from themis_ray.errors import ConfigError, DataError
 from themis_ray.feedback import FeedbackConfig, TeacherConfig
 from themis_ray.reward import RewardConfig
 from themis_ray.rllib.base import PreferenceAlgorithm, PreferenceConfig
 from themis_ray.rllib.loop import PreferenceLoop
 from themis_ray.rllib.modules import PPOModule
-from themis_ray.rllib.settings import LoopSettings, required
+from themis_ray.rllib.settings import ExplorationSettings, LoopSettings, required
 
 __all__ = [
     "PreferenceCPL",
@@ -51,7 +51,7 @@ def action_log_probabilities(inputs: Tensor, actions: Tensor, action_space: gym.
 
     For Box actions pi is a Gaussian of standard deviation 1 and the constant of its density is left out, so that
     log pi = -|a - mean|^2 / 2 is at most 0, as it is for the others. The constant would shift the margins of a
-    conservative loss (Hejna et al. 2024 train with this form).
+    conservative loss. Hejna et al. 2024 train without the half: their alpha is half of ours.
 
     Args:
         inputs: (N, *) what the policy's distribution is made of, as in `policy_kl`.
@@ -98,7 +98,8 @@ def open_preferences(settings: LoopSettings, spec: EnvSpec) -> PreferenceDataset
     """Return the preferences that `feedback.dataset` names, which fit the environment.
 
     Raises:
-        DataError: There are none, they cannot be read, or they are of another environment or other shapes.
+        DataError: There are none, they cannot be read, or they are of another environment, of other shapes or, where
+            they lie in a run's folder, of observations that mean something else.
     """
     path = Path(required(settings.feedback.dataset))
     dataset = PreferenceDataset(path)
@@ -117,6 +118,9 @@ def open_preferences(settings: LoopSettings, spec: EnvSpec) -> PreferenceDataset
         ),
         "shape of an action": (actions.shape, segment.actions.shape[1:]),
     }
+    env = read_env_config(path)
+    if env is not None:
+        wanted |= differing_meanings(settings.env, env, spec)
     for what, (here, there) in wanted.items():
         if here != there:
             raise DataError(
@@ -297,7 +301,9 @@ def check_cpl(settings: LoopSettings) -> None:
         "a setting of feedback beside dataset": asked != FeedbackConfig(),
         "a setting of teacher": settings.teacher != TeacherConfig(),
         "a setting of reward beside label_margin": settings.reward != RewardConfig(label_margin=label_margin),
-        "a setting of exploration": exploration.num_seed_steps or exploration.num_env_steps,
+        "a setting of exploration": exploration.num_seed_steps
+        or exploration.num_env_steps
+        or exploration.model_copy(update=dict.fromkeys(("num_seed_steps", "num_env_steps"))) != ExplorationSettings(),
     }
     for setting, is_given in given.items():
         if is_given:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,11 @@ from ray.rllib.utils.spaces.space_utils import unsquash_action
 from themis_ray.envs import EnvConfig, make_env
 
 __all__ = ["deterministic_policy", "evaluate", "random_policy"]
+
+logger = logging.getLogger("themis_ray")
+
+# The longest episodes of gymnasium's own environments are those of Atari games, 108 000 frames.
+MOST_STEPS_WITHOUT_HORIZON = 27_000
 
 Policy = Callable[[NDArray[Any]], NDArray[Any]]
 
@@ -46,12 +52,17 @@ def random_policy(space: gym.Space[Any], rng: np.random.Generator) -> Policy:
 
 
 def evaluate(policy: Policy, config: EnvConfig, seeds: Sequence[int]) -> NDArray[np.float64]:
-    """Run one episode per seed, all in step, and return their true undiscounted returns, shape (len(seeds),)."""
+    """Run one episode per seed, all in step, and return their true undiscounted returns, shape (len(seeds),).
+
+    Where neither the environment nor `config.horizon` ends an episode, it is cut after `MOST_STEPS_WITHOUT_HORIZON`
+    env steps, and a warning says so.
+    """
+    most_steps = max(MOST_STEPS_WITHOUT_HORIZON, config.horizon or 0)
     envs = [make_env(config) for _ in seeds]
     try:
         observations = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)]
         returns = np.zeros(len(envs))
-        running = list(range(len(envs)))
+        running, num_steps = list(range(len(envs))), 0
         while running:
             actions = policy(np.stack([observations[i] for i in running]))
             still_running = []
@@ -60,7 +71,14 @@ def evaluate(policy: Policy, config: EnvConfig, seeds: Sequence[int]) -> NDArray
                 returns[i] += float(reward)
                 if not (terminated or truncated):
                     still_running.append(i)
-            running = still_running
+            running, num_steps = still_running, num_steps + 1
+            if running and num_steps == most_steps:
+                logger.warning(
+                    "%s: %d of %d episodes had not ended after %d env steps, where the evaluation cuts them. Set "
+                    "env.horizon.",
+                    *(config.id, len(running), len(envs), num_steps),
+                )
+                break
         return returns
     finally:
         for env in envs:

@@ -58,7 +58,9 @@ def take_demonstrations(settings: LoopSettings, spec: EnvSpec, dataset: Preferen
     if feedback.demonstrations is None or dataset.demonstrations:
         return
     path = Path(feedback.demonstrations)
-    segments = open_demonstrations(path, feedback.num_demonstrations, spec, required(feedback.segment_length))
+    segments = open_demonstrations(
+        path, feedback.num_demonstrations, settings.env, spec, required(feedback.segment_length)
+    )
     about = path.name or "demonstrations", 0, env_step, datetime.now(UTC), datetime.now(UTC)
     dataset.append_evaluations(segments, [Demonstration(segment.id, *about) for segment in segments])
 

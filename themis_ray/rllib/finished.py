@@ -20,7 +20,7 @@ from themis_ray.feedback import SAMPLERS, choose_queries, without_repeats
 from themis_ray.reward import RewardEnsemble, load_ensemble_state, make_optimizer
 from themis_ray.rllib.loop import COMPONENT_PREFERENCE_LOOP, POOL_NUM_ENV_STEPS
 from themis_ray.rllib.reference import MODULE_PATH
-from themis_ray.rllib.settings import LoopSettings, required
+from themis_ray.rllib.settings import LoopSettings
 
 __all__ = ["FinishedRun", "draw_queries", "open_finished_run", "open_networks", "open_reward_history"]
 
@@ -170,7 +170,8 @@ def draw_queries(run: FinishedRun, sampler_name: str, num_queries: int, rng: np.
         rng: Draws them.
 
     Raises:
-        ConfigError: The sampler needs a fitted ensemble and there is none, or nothing is asked for.
+        ConfigError: The sampler needs a fitted ensemble and there is none, nothing is asked for, or the run learned
+            from the answers of another one.
         DataError: The run's episodes hold fewer than two segments.
         UnknownNameError: There is no such sampler.
     """
@@ -183,7 +184,11 @@ def draw_queries(run: FinishedRun, sampler_name: str, num_queries: int, rng: np.
             f"the sampler {sampler_name} reads a reward ensemble, but {run.path} has fitted none. Use uniform."
         )
     feedback = run.settings.feedback
-    length = required(feedback.segment_length)
+    if feedback.segment_length is None:
+        raise ConfigError(
+            f"{run.path} asked nothing: it learned from the answers in {feedback.dataset}. Give the run of that folder."
+        )
+    length = feedback.segment_length
     if run.pool.num_starts(length) < 2:
         raise DataError(f"{run.path} holds fewer than two segments of {length} steps. Train for longer.")
     num_drawn = num_queries * feedback.candidates_per_query

@@ -11,6 +11,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +23,7 @@ from ray.rllib.utils.checkpoints import Checkpointable
 
 from themis_ray.data import AskedQuery, Choice, EpisodePool, Preference, PreferenceDataset, Query
 from themis_ray.envs import EnvSpec, image_parts
+from themis_ray.errors import TooFewSegmentsError
 from themis_ray.feedback import (
     SAMPLERS,
     Teacher,
@@ -63,6 +65,8 @@ Phase = Literal["seed", "exploration", "preference"]
 
 POOL_NUM_ENV_STEPS = 50_000
 NUM_PREDICTED_RETURNS = 10
+# So many segments' worth of env steps without one of them is no longer the beginning of a run.
+MIN_SEGMENTS_BEFORE_WARNING = 20
 
 
 class PreferenceLoop(Checkpointable):
@@ -106,6 +110,7 @@ class PreferenceLoop(Checkpointable):
         self.num_updates_owed = 0.0
         self.num_snapshot_env_steps = 0
         self._num_fitted_queries = 0
+        self._is_waiting_told = False
         self._predicted_returns: dict[str, float] = {}
         self._finished_predicted_returns: deque[float] = deque(maxlen=NUM_PREDICTED_RETURNS)
         exploration = settings.exploration
@@ -185,12 +190,17 @@ class PreferenceLoop(Checkpointable):
             return False
         if self._human is not None:
             self._human.collect()
-        if self.pool.num_starts(self._segment_length) < 2:
-            return False
-        take_demonstrations(self.settings, self.spec, self.dataset, env_step)
         num_due = queries_due(self._plan, env_step) - self.dataset.num_questions
-        if num_due > 0:
-            self._ask(num_due, env_step)
+        try:
+            if self.pool.num_starts(self._segment_length) < 2:
+                raise TooFewSegmentsError("no episode is so long")
+            take_demonstrations(self.settings, self.spec, self.dataset, env_step)
+            if num_due > 0:
+                self._ask(num_due, env_step)
+        except TooFewSegmentsError as error:
+            if num_due > 0:
+                self._tell_that_feedback_waits(error)
+            return False
         if not self._has_news():
             return False
         self._num_fitted_queries = self._num_changes
@@ -210,6 +220,17 @@ class PreferenceLoop(Checkpointable):
         self.info |= {f"fit_{name}": value for name, value in info.items()}
         self.info.update(self.measure_reward())
         return True
+
+    def _tell_that_feedback_waits(self, error: TooFewSegmentsError) -> None:
+        """Say once that there is nothing to ask about, when that is not only because the run has just begun."""
+        if self._is_waiting_told or self.pool.num_env_steps < MIN_SEGMENTS_BEFORE_WARNING * self._segment_length:
+            return
+        self._is_waiting_told = True
+        logger.warning(
+            "Feedback that is due waits for two distinct segments of %d steps (%s). Lower feedback.segment_length if "
+            "episodes stay shorter: until then no reward is learned.",
+            *(self._segment_length, error),
+        )
 
     @property
     def _num_changes(self) -> int:
@@ -233,12 +254,15 @@ class PreferenceLoop(Checkpointable):
     def _unlabelled_pairs(self) -> UnlabelledPairs | None:
         """Draw pairs for pseudo-labels from the pool; None when they are off or the pool holds too little."""
         config = self.settings.reward
-        if config.pseudo_label_threshold is None or self.pool.num_starts(self._segment_length) < 2:
+        if config.pseudo_label_threshold is None:
             return None
         num_pairs = config.pseudo_labels_per_label * self.dataset.num_preferences
         if num_pairs == 0:
             return None
-        return unlabelled_pairs(self.pool.sample_queries(num_pairs, self._segment_length, self.streams["unlabelled"]))
+        with suppress(TooFewSegmentsError):
+            queries = self.pool.sample_queries(num_pairs, self._segment_length, self.streams["unlabelled"])
+            return unlabelled_pairs(queries)
+        return None
 
     @property
     def _segment_length(self) -> int:
@@ -313,18 +337,21 @@ class PreferenceLoop(Checkpointable):
         ]
 
     def measure_reward(self) -> dict[str, float]:
-        """Compare the reward model with the true reward, see `compare_with_true_reward`."""
+        """Compare the reward model with the true reward, see `compare_with_true_reward`; nothing where it cannot be."""
         rng = self.streams["heldout"]
-        return compare_with_true_reward(self._model, self.pool, self.spec, self._segment_length, rng)
+        with suppress(TooFewSegmentsError):
+            return compare_with_true_reward(self._model, self.pool, self.spec, self._segment_length, rng)
+        return {}
 
     def look_if_due(self, env_step: int) -> None:
         """Measure the reward model on the current policy, twenty times a run, and warn when it seems exploited."""
         if not self.has_fitted_reward or not self.looks.is_due(env_step):
             return
-        metrics, evidence = self.looks.look(self._model, self.pool, env_step, self.streams["watch"])
-        self.info |= metrics
-        if evidence is not None:
-            logger.warning("%s", evidence)
+        with suppress(TooFewSegmentsError):  # Episodes may have become shorter than a segment.
+            metrics, evidence = self.looks.look(self._model, self.pool, env_step, self.streams["watch"])
+            self.info |= metrics
+            if evidence is not None:
+                logger.warning("%s", evidence)
 
     # ---------------------------------------------------------------- state
 

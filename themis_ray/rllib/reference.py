@@ -8,20 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import yaml
 from ray import cloudpickle
 
-from themis_ray.envs import EnvConfig, EnvSpec, resolve_env
+from themis_ray.envs import EnvConfig, EnvSpec, differing_meanings, read_env_config
 from themis_ray.errors import CheckpointError, ConfigError
 from themis_ray.rllib.settings import LoopSettings, required
 
 __all__ = ["ReferencePolicy", "open_reference"]
 
 MODULE_PATH = Path("learner_group") / "learner" / "rl_module" / "default_policy"
-# What changes the meaning of an observation or an action while spaces may stay the same.
-MEANINGS = ("family_wrappers", "wrappers", "frame_stack", "normalize_observations")
-# Means and standard deviations are measured on these.
-MEASURED_ON = ("id", "kwargs", "horizon")
 MODULE_LEARNERS = {"PPOModule": "ppo", "SACModule": "sac", "DQNModule": "dqn"}
 
 
@@ -59,6 +54,7 @@ def open_reference(settings: LoopSettings, spec: EnvSpec) -> ReferencePolicy:
 
     Raises:
         CheckpointError: There is no checkpoint, or it cannot be read.
+        DataError: The config.yaml of its run cannot be read.
         ConfigError: It is of another learner, of other spaces, of observations that mean something else, or of other
             hidden sizes.
     """
@@ -70,7 +66,7 @@ def open_reference(settings: LoopSettings, spec: EnvSpec) -> ReferencePolicy:
         "algorithm.hidden_sizes": (list(required(settings.algorithm.hidden_sizes)), list(reference.hidden_sizes)),
     }
     if reference.env is not None:
-        wanted |= differences(settings.env, reference.env, spec)
+        wanted |= differing_meanings(settings.env, reference.env, spec)
     for what, (here, there) in wanted.items():
         if here != there:
             raise ConfigError(
@@ -80,21 +76,11 @@ def open_reference(settings: LoopSettings, spec: EnvSpec) -> ReferencePolicy:
     return reference
 
 
-def differences(here: EnvConfig, there: EnvConfig, spec: EnvSpec) -> dict[str, tuple[Any, Any]]:
-    """Return values here and there of the settings that give equal spaces another meaning, where they differ."""
-    ours, theirs = resolve_env(here, spec), resolve_env(there, spec)
-    are_measured = ours.normalize_observations and theirs.normalize_observations
-    pairs = {
-        f"env.{name}": (getattr(ours, name), getattr(theirs, name))
-        for name in (*MEANINGS, *(MEASURED_ON if are_measured else ()))
-    }
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
 def _read(path: Path) -> ReferencePolicy:
     checkpoint = _find_checkpoint(path)
     folder = checkpoint / MODULE_PATH
-    env = _read_env(checkpoint)
+    # Of the run or snapshot that the checkpoint lies in.
+    env = read_env_config(checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent)
     try:
         with (folder / "class_and_ctor_args.pkl").open("rb") as file:
             made = cloudpickle.load(file)
@@ -114,20 +100,6 @@ def _read(path: Path) -> ReferencePolicy:
         raise CheckpointError(
             f"the policy in {checkpoint} cannot be read ({type(error).__name__}: {error}). Give another "
             "algorithm.reference."
-        ) from None
-
-
-def _read_env(checkpoint: Path) -> EnvConfig | None:
-    """Return the environment in config.yaml of the run or snapshot that the checkpoint lies in."""
-    folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    path = folder / "config.yaml"
-    if not path.is_file():
-        return None
-    try:
-        return EnvConfig.model_validate(yaml.safe_load(path.read_text())["env"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise CheckpointError(
-            f"the environment in {path} cannot be read ({type(error).__name__}). Give another algorithm.reference."
         ) from None
 
 

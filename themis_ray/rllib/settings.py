@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from themis_ray.envs import EnvConfig
 from themis_ray.errors import ConfigError
@@ -32,7 +32,7 @@ class AlgorithmSettings(BaseModel):
     anneal_learning_rate: bool | None = Field(
         None, description="Whether the step size falls linearly to 0 over the run, so that the last policy has settled."
     )
-    hidden_sizes: tuple[int, ...] | None = Field(None, description="Width of each hidden layer.")
+    hidden_sizes: tuple[PositiveInt, ...] | None = Field(None, description="Width of each hidden layer.")
     gamma: float | None = Field(None, ge=0, le=1, description="Discount factor.")
     batch_size: int | None = Field(
         None, ge=1, description="ppo: env steps per iteration. sac, dqn: rows per update. cpl: pairs per update."
@@ -242,13 +242,14 @@ class ResourceSettings(BaseModel):
 class LoopSettings(BaseModel):
     """One experiment's loop: what is acted in, who learns, who is asked about what, and what is learned."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Infinity is an argument of some environments; pydantic would write null.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     env: EnvConfig = Field(description="What is acted in.")
     algorithm: AlgorithmSettings = Field(AlgorithmSettings(), description="Who learns.")
     learn_reward: bool = Field(True, description="false: the learner is paid in the environment's own reward.")
     num_env_steps: int = Field(20_000, ge=1, description="Env steps of the whole run.")
-    seed: int = Field(0, ge=0, description="Every random draw of the run is spawned from it.")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Every random draw of the run is spawned from it.")
     teacher: TeacherConfig = Field(TeacherConfig(), description="Who answers.")
     feedback: FeedbackConfig = Field(FeedbackConfig(), description="What is asked, how much and when.")
     reward: RewardConfig = Field(RewardConfig(), description="What is learned from the answers.")
