@@ -30,6 +30,7 @@ __all__ = [
     "dump_config",
     "flatten",
     "load_config",
+    "make_config",
     "nest",
     "read_yaml",
     "resolve",
@@ -157,6 +158,19 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExperimentC
         values = read_yaml(path)
     for override in overrides:
         apply_override(values, override)
+    return _check(values)
+
+
+def make_config(values: Mapping[str, Any]) -> ExperimentConfig:
+    """Check settings, some of whose keys may be dotted; of two about the same, the later one counts.
+
+    Raises:
+        ConfigError: A key is unknown or a value not allowed.
+    """
+    return _check(nest(values))
+
+
+def _check(values: dict[str, Any]) -> ExperimentConfig:
     try:
         return ExperimentConfig.model_validate(values)
     except ValidationError as error:

@@ -12,12 +12,12 @@ from click.testing import CliRunner
 from tiny_sweep import BASE, write_sweep
 
 from themis_ray.cli import main
-from themis_ray.config import ExperimentConfig, load_config, resolve
+from themis_ray.config import ExperimentConfig, dump_config, load_config, resolve
 from themis_ray.envs import EnvSpec, list_envs
 from themis_ray.errors import ConfigError, ThemisError
 from themis_ray.sweeping import SweepFolder, estimate, expand, load_sweep
 from themis_ray.sweeping.optuna_search import OptunaSearcher, Suggestion
-from themis_ray.sweeping.process import _finish_takeover, _prepare_takeover
+from themis_ray.sweeping.process import _finish_takeover, _prepare_takeover, _settings
 from themis_ray.sweeping.run import _clamp, _scheduler
 from themis_ray.tracking import RunFolder
 
@@ -95,6 +95,33 @@ def test_a_trial_is_the_experiment_that_train_would_run(tmp_path: Path) -> None:
     same, _ = resolve(load_config(base, ["teacher.name=mistake", "reward.num_epochs=3", "seed=7"]))
     assert trial.config == same
     assert trial.name == "pendulum/mistake/num_epochs-3/s7"
+
+
+def test_values_reach_a_trial_as_they_reach_a_run(tmp_path: Path) -> None:
+    """Not through JSON, which knows no infinity and writes an emoji as two halves that are no text."""
+    prompt = "go fast \N{RACING CAR}"
+    teacher = {"kind": "judge", "url": "http://localhost", "model": "any", "prompt": prompt}
+    base = {**BASE, "env": {**BASE["env"], "kwargs": {"g": float("inf")}}, "teacher": teacher}
+    path = write_sweep(tmp_path, base=base, space={"tracking.run_name": ["slow", "\N{RACING CAR}"]})
+    first, second = expand(load_sweep(path))
+    assert first.config.env.kwargs == {"g": float("inf")}
+    assert first.config.teacher.prompt == prompt
+    assert second.config.tracking.run_name == "\N{RACING CAR}"
+    with pytest.raises(ConfigError, match=r"pendulum/s0: tracking.run_name=datetime.date\(2026, 1, 1\) is not allowed"):
+        expand(load_sweep(write_sweep(tmp_path), ["tracking.run_name=2026-01-01"]))
+
+
+def test_what_pbt_made_of_settings_reaches_the_run_as_it_is(tmp_path: Path) -> None:
+    base = {**BASE, "env": {**BASE["env"], "kwargs": {"g": float("inf")}}}
+    (trial,) = expand(load_sweep(write_sweep(tmp_path, base=base, scheduler=PBT)))
+    packed = {"mutable": list(trial.mutable), "settings": trial.config.model_dump(mode="json")}
+    mutated = {"reward.learning_rate": 0.002}
+    new = _settings(tmp_path / "new", packed, mutated)
+    assert new == trial.config.model_copy(
+        update={"reward": trial.config.reward.model_copy(update={"learning_rate": 0.002})}
+    )
+    (tmp_path / "config.yaml").write_text(dump_config(trial.config))
+    assert _settings(tmp_path, packed, mutated) == new
 
 
 def test_lists_are_crossed_in_order_and_a_number_counts_seeds(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ray import tune
 
-from themis_ray.config import ExperimentConfig, dump_config, load_config, resolve
+from themis_ray.config import ExperimentConfig, dump_config, load_config, make_config, resolve
 from themis_ray.experiment import Iteration, run_experiment, run_pretraining
 from themis_ray.files import write_whole
 from themis_ray.storage import Mirror, Storage
@@ -108,7 +108,7 @@ def _settings(path: Path, trial: Mapping[str, Any], config: Mapping[str, Any]) -
         return ExperimentConfig.model_validate(trial["settings"])
     own = load_config(path / "config.yaml").model_dump(mode="json") if (path / "config.yaml").is_file() else None
     values = {**(own or trial["settings"]), **{key: config[key] for key in trial["mutable"]}}
-    return load_config(None, [f"{key}={json.dumps(value)}" for key, value in values.items()])
+    return make_config(values)
 
 
 def _stopper(stop: Mapping[str, float], mode: str) -> Callable[[Mapping[str, Any]], bool]:

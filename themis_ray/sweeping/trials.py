@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from themis_ray.config import ExperimentConfig, TrackingSettings, flatten, load_config
+from themis_ray.config import ExperimentConfig, TrackingSettings, flatten, make_config
 from themis_ray.envs import list_envs
 from themis_ray.errors import ConfigError, ThemisError
 from themis_ray.experiment import resolve_new
@@ -147,7 +147,7 @@ def make_trial(settings: SweepSettings, name: str, given: Mapping[str, Any], see
     mutable = {key: draw(choices, rng) for key, choices in settings.scheduler.mutations.items()}
     values = {**settings.base, **given, **mutable, "seed": seed}
     try:
-        config, _ = resolve_new(load_config(None, [f"{key}={json.dumps(value)}" for key, value in values.items()]))
+        config, _ = resolve_new(make_config(values))
         if config.tracking.trackers:
             check_tracking(config.tracking)
             config = config.model_copy(update={"tracking": _named(config.tracking, name)})
