@@ -28,6 +28,7 @@ __all__ = [
     "TrackingSettings",
     "apply_override",
     "dump_config",
+    "dump_yaml",
     "flatten",
     "load_config",
     "make_config",
@@ -179,7 +180,12 @@ def _check(values: dict[str, Any]) -> ExperimentConfig:
 
 def dump_config(config: ExperimentConfig) -> str:
     """Return the configuration as YAML that `load_config` reads back to the same configuration."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
+    return dump_yaml(config.model_dump(mode="json"))
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """Return YAML that `read_yaml` reads back to the same values."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
 
 
 def resolve(config: ExperimentConfig) -> tuple[ExperimentConfig, EnvSpec]:

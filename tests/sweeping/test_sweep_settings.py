@@ -227,6 +227,20 @@ def test_settings_are_stored_and_read_back(tmp_path: Path) -> None:
     assert SweepFolder.open(tmp_path / "sweep")[1] == settings
 
 
+def test_settings_that_yaml_reads_in_two_ways_are_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        'base: {env: {id: Pendulum-v1, kwargs: {g: .inf, since: 2026-01-01}}, tracking: {run_name: "1e5"}}\n'
+        "space: {algorithm.target_entropy: [-.inf, 1e-3]}\nstop: {true_return_mean: .inf}\n"
+    )
+    settings = load_sweep(path)
+    SweepFolder.create(tmp_path / "sweep", settings)
+    found = SweepFolder.open(tmp_path / "sweep")[1]
+    assert found == settings
+    assert found.base["tracking"]["run_name"] == "1e5"
+    assert found.base["env"]["kwargs"] == {"g": float("inf"), "since": date(2026, 1, 1)}
+
+
 def test_bundles_have_room_for_every_actor(tmp_path: Path) -> None:
     plain, many = (
         expand(load_sweep(write_sweep(tmp_path), overrides))[0]

@@ -9,10 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from themis_ray.config import apply_override, flatten, nest, read_yaml
+from themis_ray.config import apply_override, dump_yaml, flatten, nest, read_yaml
 from themis_ray.errors import ConfigError, lookup
 from themis_ray.storage import SCHEMES, is_uri
 from themis_ray.tracking import METRICS
@@ -287,7 +286,7 @@ def _override(values: dict[str, Any], override: str) -> bool:
 
 def dump_sweep(settings: SweepSettings) -> str:
     """Return the settings as YAML that `load_sweep` reads back to the same."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    return dump_yaml(settings.model_dump())
 
 
 def _explain(error: ValidationError) -> str:
