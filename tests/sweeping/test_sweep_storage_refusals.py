@@ -1,5 +1,6 @@
 """What a sweep in storage refuses, in one line and before anything is lost."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from click.testing import CliRunner
 from tiny_sweep import write_sweep
 
 from themis_ray.cli import main
+from themis_ray.errors import RunFolderError
 from themis_ray.sweeping import SweepFolder, load_sweep
 
 
@@ -64,3 +66,17 @@ def test_only_a_sweep_of_which_nothing_ran_is_discarded(uri: str, tmp_path: Path
     folder.discard()
     assert not folder.path.exists()
     assert folder.storage.files() == []
+
+
+def test_a_new_sweep_goes_on_from_nothing_of_a_deleted_one_of_its_name(uri: str, tmp_path: Path) -> None:
+    old, settings = SweepFolder.open(uri, tmp_path / "first" / "tiny")
+    assert SweepFolder.open(uri, tmp_path / "second" / "tiny")[0].work_path == old.work_path
+    shutil.rmtree(tmp_path / "first")
+    shutil.rmtree(tmp_path / "storage")
+    new = SweepFolder.create(tmp_path / "first" / "tiny", settings)
+    assert new.work_path != old.work_path
+    assert new.snapshots_path.parent == new.work_path
+    shutil.rmtree(tmp_path / "storage")
+    (tmp_path / "storage").write_text("no folder")
+    with pytest.raises(RunFolderError, match="tiny cannot be read"):
+        _ = SweepFolder(new.path, settings.storage_path).work_path

@@ -9,8 +9,10 @@ import math
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +27,8 @@ __all__ = ["Outcome", "SweepFolder"]
 Status = Literal["finished", "stopped", "failed", "unfinished"]
 SETTINGS_FILE, SUGGESTIONS_FILE, SNAPSHOTS, LOCK_FILE = "sweep.yaml", "suggestions.jsonl", ".snapshots", ".lock"
 ERROR_FILE = "error.txt"
+# In a storage: which of all sweeps that had this place it is, so that none goes on from what machines hold of another.
+ID_FILE = "sweep.id"
 # Of what storage holds of a trial, what tables and reports are made of.
 SHOWN_FILES = frozenset(
     ("config.yaml", "metrics.jsonl", "summary.json", "plot.png", "takeovers.jsonl", STOPPED_FILE, ERROR_FILE)
@@ -67,15 +71,33 @@ class SweepFolder:
 
     Attributes:
         storage: Where everything is kept; None: in the folder.
-        work_path: Below it trials work; with a storage, a folder of whichever machine runs one.
     """
 
     def __init__(self, path: Path, storage_path: str | None = None) -> None:
         self.path = path
         self.storage = None if storage_path is None else Storage(storage_path).child(path.resolve().name)
-        self.work_path = path.resolve() if self.storage is None else _scratch(self.storage.uri)
-        self.snapshots_path = self.work_path / SNAPSHOTS
         self.suggestions_path = path / SUGGESTIONS_FILE
+
+    @cached_property
+    def work_path(self) -> Path:
+        """Below it trials work; with a storage, a folder of whichever machine runs one.
+
+        Raises:
+            RunFolderError: The storage cannot be read.
+        """
+        if self.storage is None:
+            return self.path.resolve()
+        try:
+            return _scratch(self.storage.uri.encode() + (self.storage.read(ID_FILE) or b""))
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.storage.uri} cannot be read ({str(error).splitlines()[0]}). Check its name and your rights."
+            ) from None
+
+    @property
+    def snapshots_path(self) -> Path:
+        """Where trials find what they share."""
+        return self.work_path / SNAPSHOTS
 
     @property
     def tune_path(self) -> str:
@@ -126,9 +148,10 @@ class SweepFolder:
     def discard(self) -> None:
         """Delete a sweep of which nothing has run; one that holds anything else stays."""
         found = {item.name for item in self.path.iterdir()} | {*(self.storage.files() if self.storage else ())}
-        if found <= {SETTINGS_FILE, LOCK_FILE}:
+        if found <= {SETTINGS_FILE, LOCK_FILE, ID_FILE}:
             if self.storage is not None:
                 self.storage.delete(SETTINGS_FILE)
+                self.storage.delete(ID_FILE)
             shutil.rmtree(self.path)
 
     def _claim_storage(self, storage: Storage, settings: str) -> None:
@@ -137,6 +160,7 @@ class SweepFolder:
             is_taken = bool(storage.files())
             if not is_taken:
                 storage.write(SETTINGS_FILE, settings.encode())
+                storage.write(ID_FILE, uuid.uuid4().hex.encode())
         except OSError as error:
             raise RunFolderError(
                 f"{storage.uri} cannot be written ({str(error).splitlines()[0]}). Check its name and your rights."
@@ -262,9 +286,9 @@ def is_shown(file: str) -> bool:
     return not is_hidden and name in {*SHOWN_FILES, SUGGESTIONS_FILE} and not {"wandb", "checkpoint"} & {*folders}
 
 
-def _scratch(uri: str) -> Path:
+def _scratch(identity: bytes) -> Path:
     """Return where trials of a sweep in storage work, the same on all machines."""
-    digest = hashlib.sha256(uri.encode()).hexdigest()[:12]
+    digest = hashlib.sha256(identity).hexdigest()[:12]
     return Path(tempfile.gettempdir()) / f"themis-ray-{os.getuid()}" / digest
 
 
