@@ -88,6 +88,25 @@ def test_another_machine_goes_on_from_what_the_first_has_kept(storage: Storage, 
     assert contents(first.folder) == {**RUN, "metrics.jsonl": "{}\n{}\n"}
 
 
+def test_who_was_superseded_changes_nothing_and_stops(storage: Storage, tmp_path: Path) -> None:
+    first, second = (Mirror(tmp_path / name, storage) for name in ("first", "second"))
+    first.claim()
+    write(first.folder, RUN)
+    first.push()
+    second.claim()
+    write(second.folder, {"metrics.jsonl": "{}\n{}\n", "checkpoints/checkpoint_000000200/themis.json": "{}"})
+    second.push()
+    kept = sorted(storage.files())
+    write(first.folder, {"metrics.jsonl": "of a process that was taken for dead"})
+    (first.folder / "config.yaml").unlink()
+    for push in (first.push, first.try_to_push):
+        with pytest.raises(RunFolderError, match=r"belongs to another process .* is in .*first\.$"):
+            push()
+    assert sorted(storage.files()) == kept
+    assert storage.read("metrics.jsonl") == b"{}\n{}\n"
+    second.push()
+
+
 def test_the_same_machine_keeps_what_it_had_not_sent_yet(storage: Storage, tmp_path: Path) -> None:
     mirror = Mirror(tmp_path / "run", storage)
     mirror.claim()

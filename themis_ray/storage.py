@@ -160,6 +160,7 @@ class Mirror:
     def __init__(self, folder: Path, storage: Storage) -> None:
         self.folder = folder
         self.storage = storage
+        self._mark: bytes | None = None
         self._sent: dict[str, tuple[int, int]] = {}
         self._may_be_there: set[str] = set()
 
@@ -180,6 +181,7 @@ class Mirror:
         self.folder.mkdir(parents=True, exist_ok=True)
         here.write_bytes(mark)
         self.storage.write(MARK_FILE, mark)
+        self._mark = mark
         self._may_be_there = set(self.storage.files()) - {MARK_FILE}
 
     def push(self) -> None:
@@ -187,7 +189,13 @@ class Mirror:
 
         Raises:
             OSError: The storage cannot be written.
+            RunFolderError: Another process has claimed the storage since.
         """
+        if self._mark is not None and self.storage.read(MARK_FILE) != self._mark:
+            raise RunFolderError(
+                f"{self.storage.uri} belongs to another process that goes on with it, or was deleted. This one stops; "
+                f"what it has done since is in {self.folder}."
+            )
         found = dict(self._files())
         for name in sorted(found, key=_order):
             if self._sent.get(name) != found[name]:
@@ -206,7 +214,11 @@ class Mirror:
             self._may_be_there.discard(name)
 
     def try_to_push(self) -> None:
-        """Push; where the storage cannot be reached for now, say so and leave it to the next push."""
+        """Push; where the storage cannot be reached for now, say so and leave it to the next push.
+
+        Raises:
+            RunFolderError: Another process has claimed the storage since.
+        """
         try:
             self.push()
         except OSError as error:

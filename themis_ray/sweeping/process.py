@@ -77,6 +77,7 @@ def _mirrored(path: Path, name: str, storage: str | None) -> Iterator[Callable[[
 
     Raises:
         OSError: The storage could not be written in the end.
+        RunFolderError: Another process goes on with the trial.
     """
     if storage is None:
         yield lambda: None
