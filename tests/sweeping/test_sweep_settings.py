@@ -15,10 +15,10 @@ from themis_ray.cli import main
 from themis_ray.config import ExperimentConfig, dump_config, load_config, resolve
 from themis_ray.envs import EnvSpec, list_envs
 from themis_ray.errors import ConfigError, ThemisError
-from themis_ray.sweeping import SweepFolder, estimate, expand, load_sweep
+from themis_ray.sweeping import SweepFolder, estimate, examples, expand, load_sweep
 from themis_ray.sweeping.optuna_search import OptunaSearcher, Suggestion
 from themis_ray.sweeping.process import _finish_takeover, _prepare_takeover, _settings
-from themis_ray.sweeping.run import _clamp, _scheduler
+from themis_ray.sweeping.run import _clamp, _run_optuna, _scheduler
 from themis_ray.tracking import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -399,6 +399,29 @@ def test_optuna_is_planned_with_examples(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["sweep", str(path), "--dry-run"])
     assert result.exit_code == 0, result.output
     assert "2 trials" in result.output, "lists are choices, and there are two to show"
+
+
+def test_optuna_may_meet_values_that_make_no_experiment(tmp_path: Path) -> None:
+    some = {"feedback.segment_length": [10, 20, 500]}  # of episodes of 50 steps
+    found = examples(load_sweep(write_sweep(tmp_path, search="optuna", space=some)))
+    assert sorted(trial.config.feedback.segment_length for trial in found) == [10, 20]
+    none = {"feedback.segment_length": {"randint": [51, 500]}}
+    with pytest.raises(ConfigError, match=r"pendulum/segment_length-.* longer than an episode"):
+        examples(load_sweep(write_sweep(tmp_path, search="optuna", space=none)))
+
+
+def test_optuna_takes_a_base_that_makes_no_experiment_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = []
+    monkeypatch.setattr("themis_ray.sweeping.run._fit", lambda *arguments: fits.append(arguments))
+    base = {**BASE, "exploration": {"num_seed_steps": 100, "num_env_steps": 900}}
+    space = {"num_env_steps": [1500, 2000]}
+    for name, kind in (("plain", "none"), ("rungs", "asha")):
+        scheduler = {"kind": kind}
+        settings = load_sweep(write_sweep(tmp_path, base=base, search="optuna", space=space, scheduler=scheduler))
+        assert _run_optuna(settings, SweepFolder.create(tmp_path / name, settings), lambda _: None) == []
+    plain, asha = (arguments[5] for arguments in fits)
+    assert plain is None
+    assert asha._max_t == 4000
 
 
 def test_a_plan_says_what_does_not_fit_and_leaves_out_what_is_over(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from themis_ray.sweeping import (
     SweepSettings,
     Trial,
     estimate,
+    examples,
     expand,
     load_sweep,
     run_sweep,
@@ -80,7 +81,7 @@ def sweep(
     if max_concurrent is not None:
         sweep_settings = sweep_settings.model_copy(update={"max_concurrent": max_concurrent})
     quieten()
-    trials = expand(_one_by_one(sweep_settings))
+    trials = examples(sweep_settings) if sweep_settings.search == "optuna" else expand(sweep_settings)
     if dry_run:
         waiting = [trial for trial in trials if resume is None or not folder.is_over(trial.name)]
         print_plan(waiting, sweep_settings, path, num_over=len(trials) - len(waiting))
@@ -117,14 +118,6 @@ def _load(settings: tuple[str, ...]) -> tuple[SweepSettings, Path]:
         raise ConfigError(f"{given}. Give one sweep, for example tune_configs/smoke.yaml, then key=value pairs.")
     path = Path(files[0])
     return load_sweep(path, [setting for setting in settings if "=" in setting]), Path("runs") / path.stem
-
-
-def _one_by_one(settings: SweepSettings) -> SweepSettings:
-    """Return what can be expanded before anything has run: with optuna, draws like those that it begins with."""
-    if settings.search != "optuna":
-        return settings
-    space = {key: {"choice": value} if isinstance(value, list) else value for key, value in settings.space.items()}
-    return settings.model_copy(update={"search": "random", "space": space})
 
 
 def _status(event: Progress) -> str:

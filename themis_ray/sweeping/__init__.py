@@ -5,7 +5,7 @@ from themis_ray.sweeping.folder import Outcome, SweepFolder, is_shown
 from themis_ray.sweeping.pretraining import share_exploration
 from themis_ray.sweeping.run import Progress, run_sweep
 from themis_ray.sweeping.settings import SweepSettings, load_sweep
-from themis_ray.sweeping.trials import Trial, expand
+from themis_ray.sweeping.trials import Trial, examples, expand
 
 __all__ = [
     "Estimate",
@@ -15,6 +15,7 @@ __all__ = [
     "SweepSettings",
     "Trial",
     "estimate",
+    "examples",
     "expand",
     "is_shown",
     "load_sweep",

@@ -12,11 +12,9 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from themis_ray.errors import ConfigError, ThemisError
+from themis_ray.sweeping.trials import MAX_REFUSED
 
 __all__ = ["OptunaSearcher", "Suggestion", "read_suggestions"]
-
-# How many values in a row may make no experiment before the space is to blame.
-MAX_REFUSED = 50
 
 
 @dataclass(frozen=True)

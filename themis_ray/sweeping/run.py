@@ -25,7 +25,7 @@ from themis_ray.sweeping.optuna_search import OptunaSearcher, read_suggestions
 from themis_ray.sweeping.pretraining import SharedExploration, fetch_snapshot, is_made, share_exploration, start_from
 from themis_ray.sweeping.process import pretrain_trial, train_trial
 from themis_ray.sweeping.settings import SchedulerSettings, SweepSettings
-from themis_ray.sweeping.trials import Trial, make_trial, name_of_env, name_point
+from themis_ray.sweeping.trials import Trial, examples, make_trial, name_of_env, name_point
 from themis_ray.tracking import RunFolder
 
 __all__ = ["Progress", "run_sweep"]
@@ -125,7 +125,7 @@ def run_sweep(
     Args:
         settings: The sweep.
         folder: Where it is written; what is there already is gone on from.
-        trials: From `expand`; not looked at with search=optuna.
+        trials: From `expand`; with search=optuna from `examples`, or none.
         report: Told of progress.
 
     Raises:
@@ -386,9 +386,10 @@ def _run_optuna(settings: SweepSettings, folder: SweepFolder, report: Callable[[
     num_over = sum(suggestion.score is not None for suggestion in earlier)
     watch = _watch(settings, folder, "training", settings.num_samples, num_over, report)
     if num_over < settings.num_samples:
-        num_env_steps = make_trial(settings, "first", {}, settings.seeds[0]).config.num_env_steps
-        scheduler = _scheduler(settings, num_env_steps)
-        if scheduler is not None:
+        scheduler = None
+        if settings.scheduler.kind != "none":
+            # The base alone need make no experiment: space may hold what it lacks.
+            scheduler = _scheduler(settings, max(trial.config.num_env_steps for trial in examples(settings)))
             scheduler.set_search_properties(settings.metric, settings.mode)
         _fit(train_trial, {}, settings, folder, watch, scheduler, searcher, settings.num_samples - num_over)
     return names

@@ -22,7 +22,7 @@ from themis_ray.rllib import build_algorithm_config
 from themis_ray.sweeping.settings import FAMILY, SweepSettings, is_distribution
 from themis_ray.tracking import check_tracking
 
-__all__ = ["Trial", "draw", "expand", "make_trial", "name_of_env"]
+__all__ = ["MAX_REFUSED", "Trial", "draw", "examples", "expand", "make_trial", "name_of_env"]
 
 ENV_ID = "env.id"
 TRUE_REWARD = "true-reward"
@@ -30,6 +30,8 @@ LABELS_ONLY = ("teacher.", "feedback.", "reward.", "preset")
 NUM_DIGITS = 3
 # Draws for each setting that is wanted, until no more are likely to be new.
 MAX_DRAWS = 100
+# How many values in a row may make no experiment before the space is to blame.
+MAX_REFUSED = 50
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Trial:
 def expand(settings: SweepSettings) -> list[Trial]:
     """Return every trial of a grid or random search, in order: true reward, then variants, the space, and seeds.
 
-    Optuna chooses its settings one after the other; for it, `make_trial` makes each.
+    Optuna chooses its settings one after the other; for it, `make_trial` makes each, and `examples` shows some.
 
     Raises:
         ThemisError: An experiment is not allowed; the message names it. Or two trials would have one name, or the
@@ -86,6 +88,30 @@ def expand(settings: SweepSettings) -> list[Trial]:
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
         raise ConfigError(f"two trials would be called {twice[0]}. Take values that occur twice out of space.")
+    _check_comparable(settings, trials)
+    return trials
+
+
+def examples(settings: SweepSettings) -> list[Trial]:
+    """Return `num_samples` trials like those that Optuna begins with; values that make no experiment are left out.
+
+    Raises:
+        ThemisError: None of many makes one; the message is about the first. Or the scheduler would compare what cannot
+            be compared.
+    """
+    space = {key: {"choice": value} if isinstance(value, list) else value for key, value in settings.space.items()}
+    num_draws = max(settings.num_samples, MAX_REFUSED)
+    trials: list[Trial] = []
+    refusal: ThemisError | None = None
+    for point in _points(settings.model_copy(update={"space": space, "num_samples": num_draws})):
+        try:
+            trials.append(make_trial(settings, _name(settings, "", point, settings.seeds[0]), point, settings.seeds[0]))
+        except ThemisError as error:
+            refusal = refusal or error
+        if len(trials) == settings.num_samples:
+            break
+    if refusal is not None and not trials:
+        raise refusal
     _check_comparable(settings, trials)
     return trials
 
