@@ -6,6 +6,7 @@ from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -19,6 +20,7 @@ from themis_ray.sweeping import SweepFolder, estimate, examples, expand, load_sw
 from themis_ray.sweeping.optuna_search import OptunaSearcher, Suggestion
 from themis_ray.sweeping.process import _finish_takeover, _prepare_takeover, _settings
 from themis_ray.sweeping.run import _clamp, _run_optuna, _scheduler
+from themis_ray.sweeping.trials import draw, name_point
 from themis_ray.tracking import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -182,6 +184,26 @@ def test_no_two_draws_are_alike(tmp_path: Path) -> None:
     found = [trial.config.reward.num_epochs for trial in expand(load_sweep(path))]
     assert sorted(found) == list(range(1, 9))
     assert len(names(path, "num_samples=20")) == 8, "there are no more"
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"uniform": [0.99, 0.9999]},
+        {"uniform": [0, 0.4999]},
+        {"uniform": [-0.12345, 0.12345]},
+        {"uniform": [0.9999, 0.999999]},
+        {"loguniform": [0.00012345, 0.00013]},
+        {"loguniform": [1.2345e-4, 1e-2]},
+    ],
+)
+def test_draws_stay_in_their_range_and_differ(choices: dict) -> None:
+    ((low, high),) = choices.values()
+    rng = np.random.default_rng(0)
+    drawn = [draw(choices, rng) for _ in range(200)]
+    assert all(isinstance(value, float) and low <= value <= high for value in drawn)
+    assert len(set(drawn)) > 50
+    assert len({name for value in drawn for name in name_point({"a": value})}) == len(set(drawn))
 
 
 def test_dotted_keys_of_the_base_are_groups_like_any_other(tmp_path: Path) -> None:

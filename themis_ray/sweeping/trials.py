@@ -227,7 +227,10 @@ def _listed(choices: Any) -> Sequence[Any]:
 
 
 def draw(choices: Any, rng: np.random.Generator) -> Any:
-    """Return one value of a list or distribution; real numbers with three digits, so that a name can hold them."""
+    """Return one value of a list or distribution; real numbers with few digits, so that a name can hold them.
+
+    They have three, and more where the range begins to differ later: 0.99 to 0.9999 is drawn with five.
+    """
     if not isinstance(choices, Mapping):
         return choices[int(rng.integers(len(choices)))]
     ((kind, values),) = choices.items()
@@ -237,7 +240,9 @@ def draw(choices: Any, rng: np.random.Generator) -> Any:
     if kind == "randint":
         return int(rng.integers(low, high))
     value = rng.uniform(low, high) if kind == "uniform" else math.exp(rng.uniform(math.log(low), math.log(high)))
-    return float(f"{value:.{NUM_DIGITS}g}")
+    num_shared = max(0, math.floor(math.log10(max(abs(low), abs(high)) / (high - low))))
+    rounded = float(f"{value:.{NUM_DIGITS + num_shared}g}")
+    return float(min(max(rounded, low), high))
 
 
 # ---------------------------------------------------------------- names
@@ -290,5 +295,6 @@ def _word(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "x".join(_word(item) for item in value) or "none"
     if isinstance(value, float):
-        return f"{value:g}"
+        short = f"{value:g}"
+        return short if float(short) == value else f"{value:.12g}"
     return slug(json.dumps(value)) if isinstance(value, bool | Mapping) else slug(value)
