@@ -17,7 +17,7 @@ from themis_ray.config import ExperimentConfig, dump_config, load_config, resolv
 from themis_ray.envs import EnvSpec, list_envs
 from themis_ray.errors import ConfigError, ThemisError
 from themis_ray.sweeping import SweepFolder, estimate, examples, expand, load_sweep
-from themis_ray.sweeping.optuna_search import OptunaSearcher, Suggestion
+from themis_ray.sweeping.optuna_search import OptunaSearcher, Suggestion, read_suggestions
 from themis_ray.sweeping.process import _finish_takeover, _prepare_takeover, _settings
 from themis_ray.sweeping.run import _clamp, _run_optuna, _scheduler
 from themis_ray.sweeping.trials import draw, name_point
@@ -513,6 +513,16 @@ def test_optuna_says_something_new_when_it_goes_on() -> None:
     first = [searcher(pick).suggest(str(i)) for i in range(1)]
     again = searcher(pick, [Suggestion("one", {"x": first[0]}, 1.0)])
     assert again.suggest("b") != first[0]
+
+
+def test_a_suggestion_that_was_written_in_part_leaves_the_others_whole(tmp_path: Path) -> None:
+    folder = SweepFolder.create(tmp_path / "out", load_sweep(write_sweep(tmp_path)))
+    folder.add_suggestion("a", {"x": 1})
+    with folder.suggestions_path.open("a") as file:
+        file.write('{"name": "b", "val')
+    folder.add_suggestion("c", {"x": 2})
+    found = read_suggestions(folder.suggestions_path, lambda _: None)
+    assert [(suggestion.name, suggestion.values) for suggestion in found] == [("a", {"x": 1}), ("c", {"x": 2})]
 
 
 def test_values_that_make_no_experiment_are_no_trial() -> None:

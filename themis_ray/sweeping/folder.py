@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from themis_ray.errors import RunFolderError
+from themis_ray.files import write_whole
 from themis_ray.locks import held
 from themis_ray.storage import Storage, is_uri
 from themis_ray.sweeping.settings import SweepSettings, dump_sweep, load_sweep
@@ -241,9 +242,10 @@ class SweepFolder:
             path.write_text(f"{str(error).strip() or 'its process died'}\n")
 
     def add_suggestion(self, name: str, values: Mapping[str, Any]) -> None:
-        """Keep what Optuna said, before a trial runs with it."""
-        with self.suggestions_path.open("a") as file:
-            file.write(json.dumps({"name": name, "values": dict(values)}) + "\n")
+        """Keep what Optuna said, before a trial runs with it; an unfinished line, left by a crash, goes."""
+        text = self.suggestions_path.read_text() if self.suggestions_path.exists() else ""
+        row = json.dumps({"name": name, "values": dict(values)}) + "\n"
+        write_whole(self.suggestions_path, text[: text.rfind("\n") + 1] + row)
         if self.storage is not None:
             self.storage.upload(self.suggestions_path, SUGGESTIONS_FILE)
 
