@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from tiny_sweep import BASE, write_sweep
 
 from themis_ray.cli import main
+from themis_ray.cli.sweep import print_outcomes
 from themis_ray.config import ExperimentConfig, dump_config, load_config, resolve
 from themis_ray.envs import EnvSpec, list_envs
 from themis_ray.errors import ConfigError, ThemisError
@@ -360,6 +361,26 @@ def test_a_folder_that_holds_something_is_not_written_over(tmp_path: Path) -> No
         SweepFolder.create(tmp_path / "out", settings)
     with pytest.raises(ThemisError, match="no sweep"):
         SweepFolder.open(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Traceback\nValueError: [/usr/lib/x.so] for [cuda]\n", "failed: ValueError: [/usr/lib/x.so] for [cuda]"),
+        ("", "failed: error.txt is empty"),
+    ],
+)
+def test_the_table_shows_errors_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, text: str, shown: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    folder = SweepFolder(tmp_path / "[b] sweep")
+    (folder.path / "pendulum" / "s0").mkdir(parents=True)
+    (folder.path / "pendulum" / "s0" / "error.txt").write_text(text)
+    print_outcomes([folder.outcome("pendulum/s0")], folder.path)
+    output = capsys.readouterr().out
+    assert shown in output
+    assert output.startswith("[b] sweep · 1 trials")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from themis_ray.cli.paths import free_path
@@ -90,7 +91,7 @@ def sweep(
         folder = SweepFolder.create(path, sweep_settings)
     console = Console(stderr=True)
     with progress_bar(console) as progress:
-        task = progress.add_task(path.name, total=1.0, status="starting Ray")
+        task = progress.add_task(escape(path.name), total=1.0, status="starting Ray")
 
         def report(event: Progress) -> None:
             progress.update(task, completed=event.share, status=_status(event))
@@ -165,7 +166,7 @@ def print_outcomes(outcomes: Sequence[Outcome], path: Path) -> None:
     """Print what every trial reached as a table."""
     finite = [outcome.true_return for outcome in outcomes if math.isfinite(outcome.true_return)]
     best = max(finite, default=math.nan)
-    table = Table(title=f"{path.name} · {len(outcomes)} trials", title_justify="left")
+    table = Table(title=f"{escape(path.name)} · {len(outcomes)} trials", title_justify="left")
     table.add_column("trial", overflow="fold")
     for heading in ("true return", "labels", "env steps", "time"):
         table.add_column(heading, justify="right")
@@ -183,7 +184,7 @@ def print_outcomes(outcomes: Sequence[Outcome], path: Path) -> None:
             str(outcome.num_env_steps),
             duration(outcome.wall_s),
         ]
-        table.add_row(*cells, *([note] if any(notes) else []))
+        table.add_row(*cells, *([escape(note)] if any(notes) else []))
     Console().print(table)
     click.echo(f"Sweep: {path}")
 

@@ -268,8 +268,8 @@ class SweepFolder:
             return Outcome(name, "stopped", true_return, **common)
         error = path / ERROR_FILE
         if error.is_file():
-            message = error.read_text().strip().splitlines()[-1]
-            return Outcome(name, "failed", true_return, message=message, **common)
+            lines = error.read_text(errors="replace").strip().splitlines() or [f"{ERROR_FILE} is empty"]
+            return Outcome(name, "failed", true_return, message=lines[-1], **common)
         return Outcome(name, "unfinished", true_return, **common)
 
 
