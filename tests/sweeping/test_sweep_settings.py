@@ -19,10 +19,10 @@ from themis_ray.envs import EnvSpec, list_envs
 from themis_ray.errors import ConfigError, ThemisError
 from themis_ray.sweeping import SweepFolder, estimate, examples, expand, load_sweep
 from themis_ray.sweeping.optuna_search import OptunaSearcher, Suggestion, read_suggestions
-from themis_ray.sweeping.process import _finish_takeover, _prepare_takeover, _settings
+from themis_ray.sweeping.process import COUNTERS, _finish_takeover, _prepare_takeover, _settings, _stopper
 from themis_ray.sweeping.run import _clamp, _run_optuna, _scheduler
 from themis_ray.sweeping.trials import draw, name_point
-from themis_ray.tracking import RunFolder
+from themis_ray.tracking import METRICS, RunFolder
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = {
@@ -564,6 +564,18 @@ def test_values_that_make_no_experiment_are_no_trial() -> None:
 
     with pytest.raises(ConfigError, match="too small"):
         searcher(make_nothing).suggest("a")
+
+
+# ---------------------------------------------------------------- trials
+
+
+@pytest.mark.parametrize("name", sorted(COUNTERS))
+def test_what_only_grows_ends_a_trial_when_it_is_large(name: str) -> None:
+    assert name in METRICS
+    for mode in ("min", "max"):
+        should_stop = _stopper({name: 50}, mode)
+        assert [should_stop({name: value}) for value in (2, 50)] == [False, True]
+    assert _stopper({"fit_loss": 0.5}, "min")({"fit_loss": 0.1})
 
 
 # ---------------------------------------------------------------- taking over

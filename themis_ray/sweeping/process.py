@@ -28,6 +28,10 @@ SOURCE_FILE, TAKEOVER = "source.json", ".takeover"
 # Of FOLDERS, what belongs to the learner's past rather than to the trial that shows it.
 COPIED = tuple(name for name in FOLDERS if name not in ("checkpoints", "clips", "tensorboard", "wandb"))
 TAKEN_OVER = (*COPIED, "checkpoints")
+# Columns that only grow: a trial ends when they are as large, whatever the metric's better end is.
+COUNTERS = frozenset(
+    ("iteration", "num_env_steps", "num_episodes", "queries_asked", "num_preferences", "reward_version", "wall_s")
+)
 
 
 def train_trial(config: dict[str, Any]) -> None:
@@ -117,7 +121,7 @@ def _stopper(stop: Mapping[str, float], mode: str) -> Callable[[Mapping[str, Any
         for name, limit in stop.items():
             value = row.get(name)
             if isinstance(value, int | float) and math.isfinite(value):
-                is_reached = value <= limit if mode == "min" and name != "num_env_steps" else value >= limit
+                is_reached = value <= limit if mode == "min" and name not in COUNTERS else value >= limit
                 if is_reached:
                     return True
         return False

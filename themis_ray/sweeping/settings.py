@@ -85,7 +85,9 @@ class SweepSettings(BaseModel):
     )
     mode: Literal["max", "min"] = Field("max", description="Whether more of the metric is better.")
     stop: dict[str, float] = Field(
-        {}, description="Column of metrics.jsonl -> value at which a trial ends: as large, or with mode=min as small."
+        {},
+        description="Column of metrics.jsonl -> value at which a trial ends: as large, or with mode=min as small, but "
+        "for what only grows, such as wall_s.",
     )
     max_concurrent: int | None = Field(None, ge=1, description="Most trials at a time. None: as many as there is room.")
     max_failures: int = Field(2, ge=0, description="How often a trial that failed goes on from its last checkpoint.")
