@@ -73,6 +73,16 @@ def test_files_are_written_read_listed_and_deleted(storage: Storage) -> None:
     storage.clear()
 
 
+@pytest.mark.parametrize("name", ["my sweep", "größe/s0", "a%b", "a+b", "x=1,y", "a?b#c"])
+def test_names_may_have_any_characters(storage: Storage, name: str) -> None:
+    child = storage.child(name)
+    child.write("a", b"text")
+    assert storage.files() == [f"{name}/a"]
+    # As it is told to other processes.
+    assert Storage(child.uri).files() == ["a"]
+    assert Storage(child.uri).read("a") == b"text"
+
+
 def test_another_machine_goes_on_from_what_the_first_has_kept(storage: Storage, tmp_path: Path) -> None:
     first, second = (Mirror(tmp_path / name, storage) for name in ("first", "second"))
     first.claim()

@@ -9,6 +9,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pyarrow as pa
 from pyarrow import fs
@@ -58,9 +59,9 @@ class Storage:
         self._root = root.rstrip("/")
 
     def child(self, name: str) -> Storage:
-        """Return the folder `name` below this one."""
+        """Return the folder `name`, of any characters, below this one."""
         head, mark, options = self.uri.partition("?")
-        return Storage(f"{head.rstrip('/')}/{name}{mark}{options}")
+        return Storage(f"{head.rstrip('/')}/{quote(name)}{mark}{options}")
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"

@@ -80,3 +80,14 @@ def test_a_new_sweep_goes_on_from_nothing_of_a_deleted_one_of_its_name(uri: str,
     (tmp_path / "storage").write_text("no folder")
     with pytest.raises(RunFolderError, match="tiny cannot be read"):
         _ = SweepFolder(new.path, settings.storage_path).work_path
+
+
+def test_a_sweep_and_its_trials_may_have_names_of_any_characters(tmp_path: Path) -> None:
+    variants = {"größe": {"feedback.budget": 4}}
+    settings = load_sweep(write_sweep(tmp_path, variants=variants, storage_path=f"file://{tmp_path / 'storage'}"))
+    folder = SweepFolder.create(tmp_path / "first" / "my sweep", settings)
+    folder.mark_stopped("größe/s0", "asha")
+    assert folder.storage is not None
+    found, _ = SweepFolder.open(folder.storage.uri, tmp_path / "second" / "my sweep")
+    assert found.is_over("größe/s0")
+    assert found.work_path == folder.work_path

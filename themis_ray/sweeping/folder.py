@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 from themis_ray.errors import RunFolderError
 from themis_ray.files import write_whole
@@ -184,7 +185,8 @@ class SweepFolder:
         """
         if is_uri(place):
             head, mark, options = str(place).partition("?")
-            parent, _, name = head.rstrip("/").rpartition("/")
+            parent, _, quoted = head.rstrip("/").rpartition("/")
+            name = unquote(quoted)
             try:
                 settings_text = Storage(str(place)).read(SETTINGS_FILE)
             except OSError as error:
