@@ -237,6 +237,21 @@ def test_overrides_go_to_the_sweep_its_space_or_its_base(tmp_path: Path) -> None
     assert settings.scheduler.kind == "asha"
 
 
+def test_overrides_may_say_that_they_are_of_the_base(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path, space={"teacher.name": ["oracle"]})
+    (trial,) = expand(load_sweep(path, ["base.reward.num_epochs=1"]))
+    assert trial.config.reward.num_epochs == 1
+
+
+def test_a_group_in_space_leaves_the_rest_of_the_group_as_the_base_has_it(tmp_path: Path) -> None:
+    space = {"reward": [{"learning_rate": 1e-3}, {"learning_rate": 1e-4}]}
+    trials = expand(load_sweep(write_sweep(tmp_path, space=space, true_reward=True)))
+    assert len([trial for trial in trials if not trial.config.learn_reward]) == 1, "the reward model is all that varies"
+    learned = [trial.config.reward for trial in trials if trial.config.learn_reward]
+    assert [reward.learning_rate for reward in learned] == [1e-3, 1e-4]
+    assert [reward.num_epochs for reward in learned] == [2, 2]
+
+
 def test_base_may_be_a_file_beside_the_sweep(tmp_path: Path) -> None:
     (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(BASE))
     path = tmp_path / "sweep.yaml"
@@ -304,6 +319,8 @@ def test_bundles_have_room_for_every_actor(tmp_path: Path) -> None:
             ["feedback.budget=8"],
             ["feedback.budget varies", "variants"],
         ),
+        ({"space": {"feedback.budget": [4]}}, ["base.feedback.budget=8"], ["feedback.budget varies", "space"]),
+        ({}, ["base.seeds=2"], ["unknown setting 'seeds'"]),
         ({"space": {"feedback.budget": [4]}}, ["feedback={budget: 8}"], ["feedback.budget varies", "space"]),
         ({"variants": {"a": {"feedback.budget": 4}}, "space": {"feedback.budget": [8]}}, [], ["space and in variants"]),
         ({"scheduler": PBT}, ["reward.learning_rate=1e-3"], ["scheduler.mutations"]),

@@ -239,8 +239,8 @@ def _check_choices(place: str, key: str, choices: Any) -> None:
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSettings:
     """Read a sweep's YAML file and apply `key=value` overrides.
 
-    A key that begins with a setting of sweeps, such as `seeds` or `scheduler.kind`, changes the sweep; every other key
-    changes the base experiment. `space.KEY=...` takes the whole dotted KEY.
+    A key that begins with a setting of sweeps, such as `seeds` or `scheduler.kind`, changes the sweep; every other key,
+    also with `base.` before it, changes the base experiment. `space.KEY=...` takes the whole dotted KEY.
 
     Raises:
         ConfigError: The file cannot be read, a key is unknown, a value not allowed, or a base setting varies anyway.
@@ -254,7 +254,11 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSettings:
             f"base={base!r} is not allowed. Give settings of an experiment, or the name of a file of them."
         )
     values["base"] = nest(base)
-    of_base = [override for override in overrides if not _override(values, override)]
+    of_base = [
+        override.removeprefix("base.")
+        for override in overrides
+        if override.startswith("base.") or not _override(values, override)
+    ]
     try:
         settings = SweepSettings.model_validate(values)
     except ValidationError as error:

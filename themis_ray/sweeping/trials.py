@@ -153,11 +153,11 @@ def _paid_true_reward(
 
 
 def _without_labels(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if not key.startswith(LABELS_ONLY)}
+    return {key: value for key, value in values.items() if not f"{key}.".startswith(LABELS_ONLY)}
 
 
 def make_trial(settings: SweepSettings, name: str, given: Mapping[str, Any], seed: int, number: int = 0) -> Trial:
-    """Return the experiment of the base settings with `given`, dotted, over them.
+    """Return the experiment of the base settings with `given` over them; keys may be dotted.
 
     Args:
         settings: The sweep.
@@ -171,7 +171,7 @@ def make_trial(settings: SweepSettings, name: str, given: Mapping[str, Any], see
     """
     rng = RandomStreams(settings.search_seed + number)["population"]
     mutable = {key: draw(choices, rng) for key, choices in settings.scheduler.mutations.items()}
-    values = {**settings.base, **given, **mutable, "seed": seed}
+    values = {**settings.base, **flatten(given), **mutable, "seed": seed}
     try:
         config, _ = resolve_new(make_config(values))
         if config.tracking.trackers:
