@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from click.testing import CliRunner
@@ -9,7 +10,10 @@ from tiny_sweep import write_sweep
 
 from themis_ray.cli import main
 from themis_ray.errors import RunFolderError
-from themis_ray.sweeping import SweepFolder, load_sweep
+from themis_ray.storage import Storage
+from themis_ray.sweeping import Progress, SweepFolder, load_sweep
+from themis_ray.sweeping.run import _watch
+from themis_ray.sweeping.settings import SchedulerSettings
 
 
 @pytest.fixture
@@ -91,3 +95,35 @@ def test_a_sweep_and_its_trials_may_have_names_of_any_characters(tmp_path: Path)
     found, _ = SweepFolder.open(folder.storage.uri, tmp_path / "second" / "my sweep")
     assert found.is_over("größe/s0")
     assert found.work_path == folder.work_path
+
+
+def test_a_storage_that_is_away_for_a_moment_does_not_end_the_sweep(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class OneTrial:
+        config: ClassVar = {"trial": {"num_env_steps": 600}}
+
+        def __str__(self) -> str:
+            return "pendulum/s0"
+
+        def get_error(self) -> None:
+            """It has none of its own."""
+
+    def fail(self: Storage) -> list[str]:
+        raise OSError("Timeout was reached")
+
+    folder, settings = SweepFolder.open(uri, tmp_path / "first" / "tiny")
+    assert folder.storage is not None
+    folder.storage.write("pendulum/s0/summary.json", b"{}")
+    heard: list[Progress] = []
+    asha = settings.model_copy(update={"scheduler": SchedulerSettings(kind="asha")})
+    watch = _watch(asha, folder, "training", 2, 0, heard.append)
+    with monkeypatch.context() as patch, caplog.at_level("WARNING", logger="themis_ray"):
+        patch.setattr(Storage, "files", fail)
+        watch.on_trial_complete(trial=OneTrial())
+        watch.on_trial_error(trial=OneTrial())
+    assert caplog.text.count("Timeout was reached") == 2
+    assert [progress.num_over for progress in heard] == [1, 2]
+    assert not folder.is_over("pendulum/s0"), "nobody knows whether the scheduler ended it"
+    folder.refresh()
+    assert folder.is_over("pendulum/s0")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.schedulers import AsyncHyperBandScheduler, PopulationBasedTraining, TrialScheduler
 
 from themis_ray.config import flatten, load_config
-from themis_ray.errors import CheckpointError, ConfigError
+from themis_ray.errors import CheckpointError, ConfigError, RunFolderError
 from themis_ray.experiment import quieten
 from themis_ray.sessions import ray_session
 from themis_ray.sweeping.folder import Outcome, SweepFolder
@@ -29,6 +30,8 @@ from themis_ray.sweeping.trials import Trial, examples, make_trial, name_of_env,
 from themis_ray.tracking import RunFolder
 
 __all__ = ["Progress", "run_sweep"]
+
+logger = logging.getLogger("themis_ray")
 
 SHARE_OF_RUN = 10
 # Only those between the first and the last rung of asha, or of a wide grid, need wait with a placement group of theirs.
@@ -85,14 +88,16 @@ class _Watch(tune.Callback):
     def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
         """Tell that a trial is over; one without a summary was ended by the scheduler."""
         name = str(trial)
-        self.folder.refresh(name)
-        if self.scheduler != "none" and not self.folder.is_over(name):
-            self.folder.mark_stopped(name, self.scheduler)
+        with _or_warning(name):
+            self.folder.refresh(name)
+            if self.scheduler != "none" and not self.folder.is_over(name):
+                self.folder.mark_stopped(name, self.scheduler)
         self._end(trial)
 
     def on_trial_error(self, *, trial: Any, **_: Any) -> None:
         """Tell that a trial failed for good; one whose process never ran has not written why itself."""
-        self.folder.refresh(str(trial))
+        with _or_warning(str(trial)):
+            self.folder.refresh(str(trial))
         self.folder.note_error(str(trial), trial.get_error())
         self._end(trial)
 
@@ -112,6 +117,15 @@ class _Watch(tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Leave everything out of Tune's own record of the sweep, which is never read."""
         return {}
+
+
+@contextlib.contextmanager
+def _or_warning(name: str) -> Iterator[None]:
+    """Leave a trial for the next start of the sweep where the storage does not answer; the others go on."""
+    try:
+        yield
+    except (RunFolderError, OSError) as error:
+        logger.warning("What %s reached is not known here (%s). --resume looks again.", name, error)
 
 
 def run_sweep(
