@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -6,9 +7,11 @@ from typing import Any
 
 import pytest
 import ray
+from click.testing import CliRunner
 from mlflow.tracking import MlflowClient
 from records import read_events, read_wandb
 
+from themis_ray.cli import main
 from themis_ray.clips import read_clip
 from themis_ray.config import ExperimentConfig, dump_config, load_config, resolve
 from themis_ray.errors import CheckpointError, ConfigError, RunFolderError, ThemisError
@@ -64,6 +67,29 @@ def folder(tmp_path: Path) -> RunFolder:
 # ---------------------------------------------------------------- folder
 
 
+def test_one_process_at_a_time_trains_in_a_folder(folder: RunFolder) -> None:
+    write_metrics(folder, 100)
+    with folder.held():
+        result = CliRunner().invoke(main, ["train", "--resume", str(folder.path)])
+        assert result.exit_code == 2, result.output
+        assert result.output.startswith(f"error: another themis train works in {folder.path}. ")
+        assert result.output.count("\n") == 1
+        refusal(RunFolderError, RunFolder.create, folder.path, CONFIG, overwrite=True)
+        assert read_steps(folder.metrics_path) == [100]
+    RunFolder.create(folder.path, CONFIG, overwrite=True)
+    with folder.held():
+        assert not folder.metrics_path.exists()
+
+
+def test_a_disk_that_knows_no_locks_refuses_nobody(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    with folder.held(), folder.held():
+        pass
+
+
 def test_create_makes_a_run_that_open_reads(tmp_path: Path) -> None:
     created = RunFolder.create(tmp_path / "deep" / "run", CONFIG)
     opened, config = RunFolder.open(created.path)
@@ -106,7 +132,7 @@ def test_overwrite_deletes_what_a_run_writes_and_nothing_else(folder: RunFolder)
     (folder.path / "videos").mkdir()
     (folder.path / "videos" / "a.mp4").write_text("mine")
     RunFolder.create(folder.path, OTHER, overwrite=True)
-    assert set(contents(folder.path)) == {"config.yaml", "notes.txt", "videos/a.mp4"}
+    assert set(contents(folder.path)) == {".lock", "config.yaml", "notes.txt", "videos/a.mp4"}
     assert RunFolder.open(folder.path)[1] == OTHER
 
 

@@ -203,7 +203,7 @@ def train_run(config: ExperimentConfig, spec: Any, folder: RunFolder, *, is_resu
     if folder.has_unfinished_line:
         console.print(f"{folder.metrics_path} ends in an unfinished line; it moves to metrics.superseded.jsonl.")
     summary: Mapping[str, Any] = {}
-    with progress_bar(console) as progress:
+    with folder.held(), progress_bar(console) as progress:
         task = progress.add_task(config.env.id, total=config.num_env_steps, status="starting Ray")
         for iteration in run_experiment(config, spec, folder, is_resumed=is_resumed):
             row = iteration.metrics

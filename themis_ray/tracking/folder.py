@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from themis_ray.config import ExperimentConfig, dump_config, load_config
 from themis_ray.errors import CheckpointError, RunFolderError
 from themis_ray.files import drop_leftovers, whole, write_whole
+from themis_ray.locks import held
 from themis_ray.tracking.metrics import Row, finite, to_json
 
 __all__ = ["FOLDERS", "PREDICTIONS_FILE", "TRACKER_FOLDERS", "RunFolder"]
@@ -18,6 +20,8 @@ __all__ = ["FOLDERS", "PREDICTIONS_FILE", "TRACKER_FOLDERS", "RunFolder"]
 PREDICTIONS_FILE = "predicted_left.json"
 # By whom a trial of a sweep was ended before its time.
 STOPPED_FILE = "stopped.json"
+# Hidden, so that it is part of nothing that is mirrored or shown.
+LOCK_FILE = ".lock"
 CONTENTS = (
     "config.yaml",
     "metrics.jsonl",
@@ -59,7 +63,8 @@ class RunFolder:
         """Make the folder and write config.yaml.
 
         Raises:
-            RunFolderError: It holds a run already and `overwrite` is false, or it cannot be written.
+            RunFolderError: It holds a run already and `overwrite` is false or a process trains it, or it cannot be
+                written.
         """
         folder = cls(path)
         try:
@@ -69,7 +74,8 @@ class RunFolder:
                     f"{path} holds a run ({found[0]}). Continue it with --resume {path}, replace it with --overwrite, "
                     "or give another --out."
                 )
-            folder._clear()
+            with folder.held() if found else contextlib.nullcontext():
+                folder._clear()
             path.mkdir(parents=True, exist_ok=True)
             write_whole(path / "config.yaml", dump_config(config))
         except OSError as error:
@@ -90,6 +96,17 @@ class RunFolder:
         folder = cls(path)
         folder.read_metrics()
         return folder, load_config(path / "config.yaml")
+
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """Keep other processes of this machine from training here, while the block runs.
+
+        Raises:
+            RunFolderError: One does so now.
+        """
+        return held(
+            self.path / LOCK_FILE,
+            RunFolderError(f"another themis train works in {self.path}. Wait for it or end it, then --resume."),
+        )
 
     def _clear(self) -> None:
         """Delete what a run writes and nothing else."""
