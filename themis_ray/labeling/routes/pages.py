@@ -328,7 +328,8 @@ def withdraw(service: ServiceOf, person: SendingPerson, form: SentForm) -> Respo
 @router.post("/finish")
 def finish(service: ServiceOf, person: SendingPerson) -> Response:
     """Ends the work; the code is stored before anybody is sent anywhere."""
-    service.store.people.finish(person.annotator.id)
+    if person.annotator.stage == "work":
+        service.store.people.finish(person.annotator.id)
     return _go(service, "/work")
 
 

@@ -249,6 +249,7 @@ class Desk {
     byId("waiting-title").textContent = title;
     byId("waiting-text").textContent = text;
     byId("look-again").hidden = !canLook;
+    byId("finish").hidden = !canLook || this.#stageName !== "work";
     if (title !== this.#saidWait) announce(title);
     this.#saidWait = title;
   }
