@@ -1,8 +1,13 @@
 """The pages of people who take part, as a browser without scripts gets them."""
 
 import re
+import time
 
+import pytest
 from conftest import answer
+
+from themis_ray.labeling.cookies import annotator_cookie
+from themis_ray.labeling.security import SESSION_COOKIE, SESSION_S
 
 PANEL = {"kind": "generic", "id_parameters": ["PID"], "code_complete": "C-OAK"}
 AFTER = [{"kind": "text", "id": "how", "text": "How was it?", "max_length": 20}]
@@ -71,3 +76,91 @@ def test_nobody_stops_by_a_form_of_somebody_else(lab):
     come_in(lab, bob)
     bob.headers["X-CSRF-Token"] = ada.headers["X-CSRF-Token"]
     assert send(bob, "/finish").status_code == 403
+
+
+# ---------------------------------------------------------------- one browser, several people and studies
+
+
+def test_an_admin_who_tries_a_study_stays_an_admin(lab):
+    lab.study()
+    admin = lab.member()
+    token = admin.headers["X-CSRF-Token"]
+    come_in(lab, admin)
+    assert admin.get("/studies/cart").status_code == 200
+    assert "Studies" in admin.get("/").text
+    assert admin.get("/api/v1/me").status_code == 200
+    admin.headers["X-CSRF-Token"] = token
+    assert admin.post("/api/v1/studies/cart/status", json={"status": "paused"}).status_code == 200
+
+
+def test_who_is_in_two_studies_goes_on_in_each(lab):
+    lab.study()
+    lab.study("boat")
+    ada = lab.nobody()
+    cart, boat = come_in(lab, ada), come_in(lab, ada, "boat")
+    assert annotator_of(cart) != annotator_of(boat)
+    assert annotator_of(ada.get("/work").text) == annotator_of(boat)
+    assert annotator_of(ada.get(link_of(lab, "cart")).text) == annotator_of(cart)
+    assert annotator_of(ada.get("/work").text) == annotator_of(cart)
+    assert annotator_of(ada.get("/s/boat").text) == annotator_of(boat)
+    assert annotator_of(come_in(lab, ada)) == annotator_of(cart)
+    assert [len(lab.service.store.people.all(study)) for study in ("cart", "boat")] == [1, 1]
+
+
+def test_a_page_of_the_study_entered_first_goes_on_to_work(lab):
+    lab.study(num_queries=1)
+    lab.study("boat")
+    ada = lab.nobody()
+    cart, boat = come_in(lab, ada), come_in(lab, ada, "boat")
+    for page in (cart, boat):
+        ada.headers["X-CSRF-Token"] = token_of(page)
+        assert ada.get("/api/v1/me").json()["annotator_id"] == annotator_of(page)
+        (first, *_) = ada.get("/api/v1/assignments").json()["assignments"]
+        assert answer(ada, first).status_code == 200
+    ada.headers["X-CSRF-Token"] = token_of(cart)
+    assert "Thank you" in send(ada, "/finish").text
+    stages = [lab.service.store.people.get(annotator_of(page)).stage for page in (cart, boat)]
+    assert stages == ["done", "work"]
+
+
+def test_who_comes_to_a_shared_computer_with_an_own_panel_id_is_somebody_else(lab):
+    lab.study(num_queries=1, panel=PANEL)
+    shared = lab.nobody()
+    ada = annotator_of(come_in(lab, shared, PID="ada"))
+    answer_all(shared)
+    assert "C-OAK" in send(shared, "/finish").text
+    assert "C-OAK" in shared.get(link_of(lab, PID="ada")).text
+    assert "C-OAK" in shared.get(link_of(lab)).text
+    door = shared.get(link_of(lab, PID="bob")).text
+    assert "You are invited" in door
+    assert "C-OAK" not in door
+    bob = come_in(lab, shared, PID="bob")
+    assert annotator_of(bob) != ada
+    assert "C-OAK" not in shared.get("/work").text
+    assert "C-OAK" in shared.post(link_of(lab, PID="ada")).text
+
+
+@pytest.mark.parametrize(("share", "is_renewed"), [(0.4, False), (0.6, True)])
+def test_sessions_are_renewed_in_the_second_half_of_their_life(lab, monkeypatch, share, is_renewed):
+    lab.study()
+    ada, admin = lab.nobody(), lab.member()
+    page = come_in(lab, ada)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + share * SESSION_S)
+    renewed = ada.get("/api/v1/me"), admin.get("/studies")
+    names = annotator_cookie("cart"), SESSION_COOKIE
+    assert [list(response.cookies) for response in renewed] == [[name] if is_renewed else [] for name in names]
+    monkeypatch.setattr(time, "time", lambda: now + 1.2 * SESSION_S)
+    assert (annotator_of(page) in ada.get("/work").text) == is_renewed
+    assert send(ada, "/finish").status_code == (200 if is_renewed else 403), "the token is that of the page before"
+    assert admin.get("/studies").status_code == (200 if is_renewed else 401)
+
+
+def test_signing_out_in_the_second_half_of_a_session_ends_it(lab, monkeypatch):
+    admin = lab.member()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 0.6 * SESSION_S)
+    form = {"csrf_token": admin.headers["X-CSRF-Token"]}
+    response = admin.post("/sign-out", data=form, follow_redirects=False)
+    (cookie,) = response.headers.get_list("set-cookie")
+    assert cookie.startswith(f'{SESSION_COOKIE}="";')

@@ -258,7 +258,7 @@ class Desk {
 
   #leave() {
     this.#isBusy = true;
-    location.assign(address("/work"));
+    location.assign(address(`/s/${this.#settings.study}`));  // A study of another tab may have been entered since.
   }
 
   // ---------------------------------------------------------- answers go out
