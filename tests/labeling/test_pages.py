@@ -78,6 +78,25 @@ def test_nobody_stops_by_a_form_of_somebody_else(lab):
     assert send(bob, "/finish").status_code == 403
 
 
+def test_who_comes_back_from_a_panel_after_the_study_has_stopped_gets_to_the_end(lab):
+    lab.study(max_answers=1, panel=PANEL, after=AFTER)
+    come_in(lab, lab.nobody(), PID="ada")
+    bob = lab.nobody()
+    come_in(lab, bob, PID="bob")
+    assert answer_all(bob)["stage"] == "after"
+    assert lab.service.store.studies.get("cart").status == "stopped"
+    again = lab.nobody()
+    assert again.get(link_of(lab, PID="ada")).status_code == 200
+    come_in(lab, again, PID="ada")
+    assert again.get("/api/v1/assignments").json()["stage"] == "after"
+    assert "C-OAK" in send(again, "/questions/after", **{"answer-how": "Short."}).text
+    for link in (link_of(lab), link_of(lab, PID="eve")):
+        late = lab.nobody().post(link)
+        assert late.status_code == 403
+        assert "has ended" in late.text
+    assert lab.nobody().get(link_of(lab)).status_code == 403
+
+
 # ---------------------------------------------------------------- one browser, several people and studies
 
 

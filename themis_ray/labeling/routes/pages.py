@@ -215,7 +215,7 @@ def show_invitation(request: Request, service: ServiceOf, invitation: str) -> Re
     person = _find_person_in(request, service, study.id)
     if person is not None and person.is_named(request.query_params):
         return person.go_on()
-    if study.status == "stopped":
+    if study.status == "stopped" and panel_key(study, request.query_params) is None:  # else `join` knows who was in
         raise ForbiddenError("this study has ended. Thank you for coming.")
     wanted = study.config.panel.id_parameters
     panel = [(name, request.query_params[name]) for name in wanted if name in request.query_params]
