@@ -216,6 +216,22 @@ def test_who_comes_back_from_a_panel_is_the_same_person(store):
     assert join(store, other, PROLIFIC_PID="p1") != person
 
 
+def test_who_declines_withdraws_or_is_screened_out_takes_nobodys_place(store):
+    study_id = make_study(store, 2, consent=CONSENT, before=QUESTIONS, max_annotators=1)
+    consent = store.studies.get(study_id).config.consent
+    store.people.consent(join(store, study_id), "1", consent.hash, agrees=False)
+    for age in ("no", "yes"):
+        person = join(store, study_id)
+        store.people.consent(person, "1", consent.hash, agrees=True)
+        store.people.respond(person, "before", {"age": age, "games": 1})
+    with pytest.raises(ForbiddenError, match="all the people it needs"):
+        join(store, study_id)
+    store.people.withdraw(person, person)
+    join(store, study_id)
+    with pytest.raises(ForbiddenError, match="all the people it needs"):
+        join(store, study_id)
+
+
 def test_people_who_come_at_once_are_as_many_as_there_may_be_and_one_per_panel_id(store):
     study_id = make_study(
         store,

@@ -35,7 +35,8 @@ __all__ = [
 ]
 
 STAGES: tuple[Stage, ...] = ("consent", "before", "practice", "work", "after", "done")
-ENDED: tuple[Stage, ...] = ("done", "withdrawn", "screened_out")
+WITHOUT_ANSWERS: tuple[Stage, ...] = ("withdrawn", "screened_out")
+ENDED: tuple[Stage, ...] = ("done", *WITHOUT_ANSWERS)
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,9 @@ class People:
             if study.status == "stopped":
                 raise ForbiddenError(f"study {study_id!r} has ended. Thank you for coming.")
             num_annotators = connection.execute(
-                select(func.count()).select_from(tables.annotator).where(tables.annotator.c.study_id == study_id)
+                select(func.count())
+                .select_from(tables.annotator)
+                .where(tables.annotator.c.study_id == study_id, tables.annotator.c.stage.not_in(WITHOUT_ANSWERS))
             ).scalar_one()
             if study.config.max_annotators is not None and num_annotators >= study.config.max_annotators:
                 raise ForbiddenError(f"study {study_id!r} has all the people it needs. Thank you for coming.")
