@@ -47,6 +47,21 @@ def answer_all(client):
     return work
 
 
+# ---------------------------------------------------------------- forms
+
+
+def test_line_breaks_of_a_form_are_one_character_each(lab):
+    lab.study(before=AFTER)
+    ada = lab.nobody()
+    come_in(lab, ada)
+    text = "1\n2\n3\n4\n5\n6\n7\n8\n9\n10"
+    assert len(text) == AFTER[0]["max_length"]
+    sent = text.replace("\n", "\r\n")
+    assert "desk" in send(ada, "/questions/before", **{"answer-how": sent}).text
+    (response,) = lab.service.store.people.responses("cart")
+    assert response.answers == {"how": text}
+
+
 # ---------------------------------------------------------------- stopping early
 
 

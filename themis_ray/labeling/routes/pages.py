@@ -325,7 +325,7 @@ def respond(service: ServiceOf, person: SendingPerson, form: SentForm, which: st
     if person.annotator.stage != which:
         return person.go_on()
     given = {
-        name.removeprefix("answer-"): text.strip()
+        name.removeprefix("answer-"): text.strip().replace("\r\n", "\n")  # which is how forms send line breaks
         for name, text in form.fields.items()
         if name.startswith("answer-") and text.strip()
     }
