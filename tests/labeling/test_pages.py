@@ -62,6 +62,23 @@ def test_line_breaks_of_a_form_are_one_character_each(lab):
     assert response.answers == {"how": text}
 
 
+@pytest.mark.parametrize("link", ["http://[half", "http://a]/s/cart", "https://elsewhere.example/x", "", "/"])
+def test_what_is_no_link_of_a_study_is_told_so(lab, link):
+    response = lab.nobody().post("/", data={"invitation": link})
+    assert response.status_code == 422
+    assert "This is no link of a study" in response.text
+
+
+@pytest.mark.parametrize("given", ["9" * 5000, "-" + "9" * 5000, "1.5", "\u00b2", "\u0663", "--1"])
+def test_a_scale_takes_numbers_only(lab, given):
+    lab.study(before=[{"kind": "scale", "id": "robots", "text": "How familiar are robots?"}])
+    ada = lab.nobody()
+    come_in(lab, ada)
+    response = send(ada, "/questions/before", **{"answer-robots": given})
+    assert response.status_code == 422
+    assert "Please choose a number." in response.text
+
+
 # ---------------------------------------------------------------- stopping early
 
 

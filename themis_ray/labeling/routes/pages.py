@@ -6,6 +6,7 @@ itself does without scripts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
@@ -185,14 +186,22 @@ def start(request: Request, service: ServiceOf, person: PersonOrNobody) -> Respo
 @router.post("/")
 def paste_link(service: ServiceOf, form: SentForm) -> Response:
     """Takes a link, or an invitation alone, that somebody pasted."""
-    parts = urlsplit(form["invitation"].strip())
-    path = parts.path.removeprefix(service.settings.root)
-    if path.startswith(("/join/", "/s/")):
-        return _go(service, quote(path) + (f"?{parts.query}" if parts.query else ""))
-    if path and "/" not in path and not parts.scheme:
-        return _go(service, f"/join/{quote(path)}")
+    entrance = _find_entrance(service, form["invitation"].strip())
+    if entrance is not None:
+        return _go(service, entrance)
     error = "This is no link of a study. Paste the whole of it, as you were given it."
     return _page(service, "sign_in.html", 422, error=error)
+
+
+def _find_entrance(service: Service, link: str) -> str | None:
+    try:
+        parts = urlsplit(link)
+    except ValueError:
+        return None
+    path = parts.path.removeprefix(service.settings.root)
+    if path.startswith(("/join/", "/s/")):
+        return quote(path) + (f"?{parts.query}" if parts.query else "")
+    return f"/join/{quote(path)}" if path and "/" not in path and not parts.scheme else None
 
 
 @router.get("/join/{invitation}")
@@ -395,7 +404,7 @@ def _read_answers(
             if question.is_required:
                 problems[question.id] = "Please answer this one."
         elif isinstance(question, ScaleQuestion):
-            if text.isdecimal() or (text.startswith("-") and text[1:].isdecimal()):
+            if re.fullmatch(r"-?[0-9]{1,9}", text):
                 answers[question.id] = int(text)
             else:
                 problems[question.id] = "Please choose a number."
