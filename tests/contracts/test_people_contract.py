@@ -311,6 +311,17 @@ def test_withdrawal_removes_answers_frees_places_and_leaves_a_tombstone(store):
     }
 
 
+def test_who_has_withdrawn_does_not_come_back_from_the_panel_as_somebody_new(store):
+    study_id = make_study(store, 1, panel={"kind": "prolific", "code_complete": "C"})
+    person = join(store, study_id, PROLIFIC_PID="p1", SESSION_ID="a")
+    store.people.withdraw(person, person)
+    again = store.people.join(study_id, {"PROLIFIC_PID": "p1", "SESSION_ID": "b"})
+    assert (again.id, again.stage) == (person, "withdrawn")
+    (row,) = store.people.all(study_id)
+    assert row.panel == {}
+    assert "p1" not in row.panel_key
+
+
 def test_who_withdraws_themselves_is_not_in_the_record_of_administrative_acts(store):
     study_id = make_study(store, 1)
     person = join(store, study_id)
