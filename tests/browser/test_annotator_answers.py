@@ -230,3 +230,6 @@ def test_waiting_ends_when_queries_come(site: Any, open_page: Any, shoot: Any) -
     page.keyboard.press("ArrowLeft")
     until(lambda: len(site.answers("empty")) == 1)
     page.get_by_role("heading", name="Waiting for the next clips").wait_for()
+    page.get_by_role("button", name="Stop here, keep my answers").click()
+    page.get_by_role("heading", name="Thank you").wait_for()
+    assert len(site.answers("empty")) == 1

@@ -216,6 +216,22 @@ def test_who_comes_back_from_a_panel_is_the_same_person(store):
     assert join(store, other, PROLIFIC_PID="p1") != person
 
 
+def test_who_declines_withdraws_or_is_screened_out_takes_nobodys_place(store):
+    study_id = make_study(store, 2, consent=CONSENT, before=QUESTIONS, max_annotators=1)
+    consent = store.studies.get(study_id).config.consent
+    store.people.consent(join(store, study_id), "1", consent.hash, agrees=False)
+    for age in ("no", "yes"):
+        person = join(store, study_id)
+        store.people.consent(person, "1", consent.hash, agrees=True)
+        store.people.respond(person, "before", {"age": age, "games": 1})
+    with pytest.raises(ForbiddenError, match="all the people it needs"):
+        join(store, study_id)
+    store.people.withdraw(person, person)
+    join(store, study_id)
+    with pytest.raises(ForbiddenError, match="all the people it needs"):
+        join(store, study_id)
+
+
 def test_people_who_come_at_once_are_as_many_as_there_may_be_and_one_per_panel_id(store):
     study_id = make_study(
         store,
@@ -293,6 +309,17 @@ def test_withdrawal_removes_answers_frees_places_and_leaves_a_tombstone(store):
     assert {row.act for row in store.access.audit(study_id=study_id) if row.actor == "experimenter"} == {
         "annotator.withdraw"
     }
+
+
+def test_who_has_withdrawn_does_not_come_back_from_the_panel_as_somebody_new(store):
+    study_id = make_study(store, 1, panel={"kind": "prolific", "code_complete": "C"})
+    person = join(store, study_id, PROLIFIC_PID="p1", SESSION_ID="a")
+    store.people.withdraw(person, person)
+    again = store.people.join(study_id, {"PROLIFIC_PID": "p1", "SESSION_ID": "b"})
+    assert (again.id, again.stage) == (person, "withdrawn")
+    (row,) = store.people.all(study_id)
+    assert row.panel == {}
+    assert "p1" not in row.panel_key
 
 
 def test_who_withdraws_themselves_is_not_in_the_record_of_administrative_acts(store):

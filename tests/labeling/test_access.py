@@ -8,6 +8,7 @@ from conftest import answer, clip_name, new_query
 
 from themis_ray.errors import ConfigError
 from themis_ray.labeling import tables
+from themis_ray.labeling.cookies import annotator_cookie
 from themis_ray.labeling.routes import dashboard, pages
 from themis_ray.labeling.security import SESSION_COOKIE, Signer, read_secret
 from themis_ray.labeling.store import ForbiddenError
@@ -136,9 +137,21 @@ def test_cookies_are_out_of_reach_of_scripts_and_other_sites(lab):
 def test_forged_sessions_and_invitations_are_nothing(lab, forged):
     lab.study()
     nobody = lab.nobody()
-    nobody.cookies.set(SESSION_COOKIE, forged)
+    for name in (SESSION_COOKIE, annotator_cookie("cart")):
+        nobody.cookies.set(name, forged)
     assert nobody.get("/api/v1/me").status_code == 401
+    assert nobody.get("/studies").status_code == 401
     assert nobody.post("/api/v1/studies/cart/join", json={"invitation": forged or " "}).status_code == 403
+
+
+def test_a_session_of_one_kind_is_none_of_the_other(lab):
+    lab.study()
+    member, person = lab.member(), lab.annotator()
+    swapped = lab.nobody()
+    swapped.cookies.set(SESSION_COOKIE, person.cookies[annotator_cookie("cart")])
+    swapped.cookies.set(annotator_cookie("cart"), member.cookies[SESSION_COOKIE])
+    for path in ("/api/v1/me", "/api/v1/studies", "/studies", "/s/cart"):
+        assert swapped.get(path).status_code in (401, 403), path
 
 
 def test_an_invitation_of_another_study_role_or_time_does_not_let_in(lab):

@@ -13,6 +13,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from themis_ray.labeling.callers import AnyCaller
+from themis_ray.labeling.cookies import SessionRenewal
 from themis_ray.labeling.metrics import SecureHeaders, Timing
 from themis_ray.labeling.routes import annotator, dashboard, demonstrations, experimenter, exports, health, pages
 from themis_ray.labeling.service import Service
@@ -84,6 +85,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _refuse_wrong)
     app.add_exception_handler(HTTPException, _refuse_http)
     app.add_exception_handler(OperationalError, _refuse_busy)
+    app.add_middleware(SessionRenewal, service=service)
     app.add_middleware(SecureHeaders, clips_origin=service.settings.clips_origin, is_https=service.settings.is_https)
     app.add_middleware(Timing)
     return app

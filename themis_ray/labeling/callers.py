@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends, Request
-from fastapi.responses import Response
 
-from themis_ray.labeling.security import SESSION_COOKIE, SESSION_S, SessionCookie
+from themis_ray.labeling.cookies import read_annotators
+from themis_ray.labeling.security import SESSION_COOKIE, SessionCookie
 from themis_ray.labeling.service import Service
 from themis_ray.labeling.store import ForbiddenError, Member, NotFoundError, StoreError
 
@@ -21,10 +21,10 @@ __all__ = [
     "SessionOf",
     "StudyCaller",
     "UnauthorizedError",
+    "annotator_session",
     "current_member",
     "current_session",
     "require_csrf",
-    "set_session",
 ]
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -46,24 +46,23 @@ ServiceOf = Annotated[Service, Depends(_service)]
 
 
 def current_session(request: Request) -> SessionCookie | None:
-    """Returns whose session the request's cookie is; None without a valid one."""
+    """Returns the session of the member whose browser it is; None without a valid one."""
     cookie = request.cookies.get(SESSION_COOKIE)
-    return None if cookie is None else _service(request).signer.read_session(cookie)
+    session = None if cookie is None else _service(request).signer.read_session(cookie)
+    return session if session is not None and session.kind == "member" else None
 
 
-def set_session(response: Response, service: Service, kind: Any, person_id: str) -> SessionCookie:
-    """Signs somebody in."""
-    session, cookie = service.signer.make_session(kind, person_id)
-    response.set_cookie(
-        SESSION_COOKIE,
-        cookie,
-        max_age=SESSION_S,
-        path=service.settings.root or "/",
-        secure=service.settings.is_https,
-        httponly=True,
-        samesite="lax",
-    )
-    return session
+def annotator_session(request: Request, token: str | None = None) -> SessionCookie | None:
+    """Returns the session of somebody who takes part; None without a valid one.
+
+    Args:
+        request: Its browser may have one session in each of several studies.
+        token: The CSRF token that came with it, which tells the study; without one it is the study entered last.
+    """
+    service = _service(request)
+    sessions = read_annotators(service, request.cookies)
+    owned = (session for session in sessions if service.signer.is_csrf_token(session, token or ""))
+    return next(owned, sessions[0] if sessions else None)
 
 
 def require_csrf(request: Request, session: SessionCookie, token: str | None) -> None:
@@ -84,7 +83,7 @@ def require_csrf(request: Request, session: SessionCookie, token: str | None) ->
 def current_member(request: Request) -> Member | None:
     """Returns the member whose session it is; None without one."""
     session = current_session(request)
-    if session is None or session.kind != "member":
+    if session is None:
         return None
     try:
         return _service(request).store.access.member(session.id)
@@ -95,25 +94,23 @@ def current_member(request: Request) -> Member | None:
 # ---------------------------------------------------------------- annotators
 
 
-def _annotator(request: Request) -> str:
-    session = current_session(request)
-    if session is None or session.kind != "annotator":
-        raise UnauthorizedError("nobody is signed in. Come in by the study's link.")
-    require_csrf(request, session, request.headers.get("X-CSRF-Token"))
-    return session.id
-
-
-AnnotatorCaller = Annotated[str, Depends(_annotator)]
-
-
 def _session(request: Request) -> SessionCookie:
-    session = current_session(request)
+    token = request.headers.get("X-CSRF-Token")
+    session = annotator_session(request, token)
     if session is None:
-        raise UnauthorizedError("nobody is signed in.")
+        raise UnauthorizedError("nobody is signed in. Come in by the study's link.")
+    require_csrf(request, session, token)
     return session
 
 
 SessionOf = Annotated[SessionCookie, Depends(_session)]
+
+
+def _annotator(session: SessionOf) -> str:
+    return session.id
+
+
+AnnotatorCaller = Annotated[str, Depends(_annotator)]
 
 
 # ---------------------------------------------------------------- experimenters

@@ -34,11 +34,13 @@ class SessionCookie:
         kind: Annotator or member.
         id: Which one.
         nonce: Another one for every session, so that no two have the same CSRF token.
+        until: Seconds since 1970 at which it runs out.
     """
 
     kind: Literal["annotator", "member"]
     id: str
     nonce: str
+    until: int
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,13 @@ class Signer:
 
     def make_session(self, kind: Literal["annotator", "member"], person_id: str) -> tuple[SessionCookie, str]:
         """Returns a session and the value of its cookie."""
-        session = SessionCookie(kind, person_id, secrets.token_urlsafe(9))
+        session = SessionCookie(kind, person_id, secrets.token_urlsafe(9), int(time.time()) + SESSION_S)
+        return session, self.write_session(session)
+
+    def write_session(self, session: SessionCookie) -> str:
+        """Returns the value of a session's cookie, whose life begins now."""
         until = int(time.time()) + SESSION_S
-        return session, str(self._sessions.dumps([session.kind, session.id, session.nonce, until]))
+        return str(self._sessions.dumps([session.kind, session.id, session.nonce, until]))
 
     def read_session(self, cookie: str) -> SessionCookie | None:
         """Returns whose session a cookie is; None where it is forged or too old."""
@@ -84,7 +90,7 @@ class Signer:
             kind, person_id, nonce, until = self._sessions.loads(cookie)
         except (BadSignature, ValueError, TypeError):
             return None
-        return SessionCookie(kind, person_id, nonce) if time.time() < until else None
+        return SessionCookie(kind, person_id, nonce, until) if time.time() < until else None
 
     def csrf_token(self, session: SessionCookie) -> str:
         """Returns what has to come with everything that a browser changes."""

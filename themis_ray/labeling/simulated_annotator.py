@@ -41,7 +41,6 @@ __all__ = ["MeasuredHttp", "SimulatedAnnotator", "Simulation", "SimulationResult
 
 T = TypeVar("T")
 
-SESSION_COOKIE = "themis_session"
 CSRF_HEADER = "X-CSRF-Token"
 CLIP_ROUTE = "GET clip"
 NUM_HELD = 3
@@ -142,7 +141,7 @@ class MeasuredHttp:
     async def send(
         self, route: str, call: Call[T], headers: Mapping[str, str], rng: np.random.Generator
     ) -> tuple[T, str]:
-        """Returns what a call brought, and the value of the session's cookie if it was set.
+        """Returns what a call brought, and NAME=VALUE of the session's cookie if it was set.
 
         Raises:
             RefusedError: The service said no.
@@ -182,8 +181,7 @@ class MeasuredHttp:
                     body = await response.read()
                 self._result.latencies_s[route].append(time.perf_counter() - began)
                 if response.ok:
-                    cookie = response.cookies.get(SESSION_COOKIE)
-                    return body, cookie.value if cookie is not None else ""
+                    return body, next((f"{name}={row.value}" for name, row in response.cookies.items()), "")
                 problem = f"status {response.status}"
                 self._result.problems[f"{route}: {problem}"] += 1
                 text = body.decode(errors="replace")
@@ -241,7 +239,7 @@ class SimulatedAnnotator:
     async def _call(self, route: str, call: Call[T]) -> T:
         value, cookie = await self._http.send(route, call, self._headers, self._rng)
         if cookie:
-            self._headers["Cookie"] = f"{SESSION_COOKIE}={cookie}"
+            self._headers["Cookie"] = cookie
         if isinstance(value, Session):
             self._headers[CSRF_HEADER] = value.csrf_token
             self._session = value

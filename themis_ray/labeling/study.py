@@ -172,7 +172,11 @@ class StudyConfig(Part):
     min_gold_accuracy: float | None = Field(
         default=None, ge=0, le=1, description="Below it after 5 gold pairs, labels weigh nothing. Nobody is rejected."
     )
-    max_annotators: int | None = Field(default=None, ge=1, description="Whoever comes later is sent away with thanks.")
+    max_annotators: int | None = Field(
+        default=None,
+        ge=1,
+        description="Without those who left or were screened out. Whoever comes later is sent away with thanks.",
+    )
     panel: Panel = Field(default=Panel(), description="Where people come from and what they get at the end.")
     retention_days: int | None = Field(default=None, ge=1, description="After the stop, ids of panels are deleted.")
     webhook_url: str = Field(default="", description="Told by POST when queries wait or the study stops.")

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import Field
 
-from themis_ray.labeling.callers import AnnotatorCaller, ServiceOf, SessionOf, set_session
+from themis_ray.labeling.callers import AnnotatorCaller, ServiceOf, SessionOf
+from themis_ray.labeling.cookies import sign_in_annotator
 from themis_ray.labeling.security import SessionCookie
 from themis_ray.labeling.service import Service
 from themis_ray.labeling.store import Annotator, ForbiddenError
@@ -71,7 +72,7 @@ def join_study(service: Service, study_id: str, invitation: str, panel: dict[str
 def join(service: ServiceOf, response: Response, study: Annotated[Slug, Path()], request: JoinRequest) -> Session:
     """Makes an annotator, who is signed in by the cookie of the answer."""
     annotator = join_study(service, study, request.invitation, dict(request.panel))
-    session = set_session(response, service, "annotator", annotator.id)
+    session = sign_in_annotator(response, service, annotator)
     return session_view(service, session, annotator)
 
 

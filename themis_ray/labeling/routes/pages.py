@@ -6,6 +6,7 @@ itself does without scripts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
@@ -14,11 +15,12 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
 
-from themis_ray.labeling.callers import ServiceOf, current_member, current_session, require_csrf, set_session
+from themis_ray.labeling.callers import ServiceOf, annotator_session, current_member, require_csrf
+from themis_ray.labeling.cookies import annotator_cookie, open_study, sign_in_annotator, sign_in_member
 from themis_ray.labeling.routes.annotator import join_study, session_view
 from themis_ray.labeling.security import Invitation, SessionCookie
 from themis_ray.labeling.service import Service
-from themis_ray.labeling.store import Annotator, ForbiddenError, NotFoundError, StoreError, WrongError
+from themis_ray.labeling.store import Annotator, ForbiddenError, NotFoundError, StoreError, WrongError, panel_key
 from themis_ray.labeling.study import Question, ScaleQuestion, StudyConfig
 from themis_ray.labeling.web import page_renderer
 
@@ -117,6 +119,14 @@ class Person:
         overlay = self.annotator.overlay
         return _page(self.service, template, status, session=session, study=self.config, overlay=overlay, **context)
 
+    def go_on(self) -> Response:
+        """Sends this person to the page of whatever stage they are in."""
+        return _go_to_work(self.service, self.annotator)
+
+    def is_named(self, panel: Mapping[str, str]) -> bool:
+        """Whether a link with these parameters is this person's own, or names nobody."""
+        return panel_key(self.annotator.study, panel) in (None, self.annotator.panel_key)
+
     def questions(self, which: str, values: Mapping[str, str], problems: Mapping[str, str]) -> Response:
         """Returns the questions before or after the work, with what was answered and what is wrong with it."""
         return self.page(
@@ -130,21 +140,28 @@ class Person:
         )
 
 
-def _find_person(request: Request) -> Person | None:
-    cookie = current_session(request)
-    if cookie is None or cookie.kind != "annotator":
-        return None
-    service: Service = request.app.state.service
+def _to_person(service: Service, session: SessionCookie | None) -> Person | None:
     try:
-        return Person(service, cookie, service.store.people.get(cookie.id))
+        return None if session is None else Person(service, session, service.store.people.get(session.id))
     except NotFoundError:
         return None
+
+
+def _find_person(request: Request, service: ServiceOf) -> Person | None:
+    return _to_person(service, annotator_session(request))
+
+
+def _find_person_in(request: Request, service: Service, study_id: str) -> Person | None:
+    cookie = request.cookies.get(annotator_cookie(study_id), "")
+    person = _to_person(service, service.signer.read_session(cookie))
+    return person if person is not None and person.annotator.study.id == study_id else None
 
 
 PersonOrNobody = Annotated[Person | None, Depends(_find_person)]
 
 
-def _sending_person(request: Request, form: SentForm, person: PersonOrNobody) -> Person:
+def _sending_person(request: Request, service: ServiceOf, form: SentForm) -> Person:
+    person = _to_person(service, annotator_session(request, form["csrf_token"]))
     if person is None:
         raise ForbiddenError("your session is over. Open the link of the study again.")
     require_csrf(request, person.cookie, form["csrf_token"])
@@ -159,28 +176,36 @@ SendingPerson = Annotated[Person, Depends(_sending_person)]
 @router.get("/")
 def start(request: Request, service: ServiceOf, person: PersonOrNobody) -> Response:
     """The sign-in page; whoever is in already goes on."""
-    if person is not None:
-        return _go(service, "/work")
     if current_member(request) is not None:
         return _go(service, "/studies")
+    if person is not None:
+        return person.go_on()
     return _page(service, "sign_in.html", error="")
 
 
 @router.post("/")
 def paste_link(service: ServiceOf, form: SentForm) -> Response:
     """Takes a link, or an invitation alone, that somebody pasted."""
-    parts = urlsplit(form["invitation"].strip())
-    path = parts.path.removeprefix(service.settings.root)
-    if path.startswith(("/join/", "/s/")):
-        return _go(service, quote(path) + (f"?{parts.query}" if parts.query else ""))
-    if path and "/" not in path and not parts.scheme:
-        return _go(service, f"/join/{quote(path)}")
+    entrance = _find_entrance(service, form["invitation"].strip())
+    if entrance is not None:
+        return _go(service, entrance)
     error = "This is no link of a study. Paste the whole of it, as you were given it."
     return _page(service, "sign_in.html", 422, error=error)
 
 
+def _find_entrance(service: Service, link: str) -> str | None:
+    try:
+        parts = urlsplit(link)
+    except ValueError:
+        return None
+    path = parts.path.removeprefix(service.settings.root)
+    if path.startswith(("/join/", "/s/")):
+        return quote(path) + (f"?{parts.query}" if parts.query else "")
+    return f"/join/{quote(path)}" if path and "/" not in path and not parts.scheme else None
+
+
 @router.get("/join/{invitation}")
-def show_invitation(request: Request, service: ServiceOf, person: PersonOrNobody, invitation: str) -> Response:
+def show_invitation(request: Request, service: ServiceOf, invitation: str) -> Response:
     """What an invitation is for; nobody joins by looking at it, so that previews of links use none up."""
     invited = service.signer.read_invitation(invitation)
     action = f"{service.settings.root}/join/{quote(invitation)}"
@@ -196,9 +221,10 @@ def show_invitation(request: Request, service: ServiceOf, person: PersonOrNobody
             button="Come in",
         )
     study = service.store.studies.get(invited.study or "")
-    if person is not None and person.annotator.study.id == study.id:
-        return _go(service, "/work")
-    if study.status == "stopped":
+    person = _find_person_in(request, service, study.id)
+    if person is not None and person.is_named(request.query_params):
+        return person.go_on()
+    if study.status == "stopped" and panel_key(study, request.query_params) is None:  # else `join` knows who was in
         raise ForbiddenError("this study has ended. Thank you for coming.")
     wanted = study.config.panel.id_parameters
     panel = [(name, request.query_params[name]) for name in wanted if name in request.query_params]
@@ -215,20 +241,21 @@ def show_invitation(request: Request, service: ServiceOf, person: PersonOrNobody
 
 
 @router.get("/s/{study}")
-def enter(request: Request, service: ServiceOf, person: PersonOrNobody, study: str) -> Response:
+def enter(request: Request, service: ServiceOf, study: str) -> Response:
     """The entrance of a study, whose link carries the invitation as a parameter."""
     invitation = request.query_params.get("invitation", "")
     if invitation:
         kept = [(name, value) for name, value in request.query_params.multi_items() if name != "invitation"]
         path = f"/join/{quote(invitation)}"
         return _go(service, f"{path}?{urlencode(kept)}" if kept else path)
-    if person is not None and person.annotator.study.id == study:
-        return _go(service, "/work")
+    person = _find_person_in(request, service, study)
+    if person is not None:
+        return person.go_on()
     raise ForbiddenError("a study is entered by the link that you were given. Open the whole of it again.")
 
 
 @router.post("/join/{invitation}")
-def join(request: Request, service: ServiceOf, person: PersonOrNobody, form: SentForm, invitation: str) -> Response:
+def join(request: Request, service: ServiceOf, form: SentForm, invitation: str) -> Response:
     """Makes an annotator, or finds the one that the panel's ids belong to; makes a member of who is to be one."""
     if request.headers.get("Sec-Fetch-Site") == "cross-site":
         raise ForbiddenError("another site sent you here. Open the link of the study itself.")
@@ -236,10 +263,12 @@ def join(request: Request, service: ServiceOf, person: PersonOrNobody, form: Sen
     if invited.role != "annotator":
         return _make_member(service, invited, form["name"].strip())
     assert invited.study is not None
-    response = _go(service, "/work")
-    if person is None or person.annotator.study.id != invited.study:
-        annotator = join_study(service, invited.study, invitation, dict(request.query_params))
-        set_session(response, service, "annotator", annotator.id)
+    person = _find_person_in(request, service, invited.study)
+    if person is not None and person.is_named(request.query_params):
+        return person.go_on()
+    annotator = join_study(service, invited.study, invitation, dict(request.query_params))
+    response = _go_to_work(service, annotator)
+    sign_in_annotator(response, service, annotator)
     return response
 
 
@@ -249,7 +278,7 @@ def _make_member(service: Service, invited: Invitation, name: str) -> Response:
     assert invited.role != "annotator"
     member = service.store.access.accept_invitation(invited.nonce, invited.role, name, invited.study)
     response = _go(service, "/studies")
-    set_session(response, service, "member", member.id)
+    sign_in_member(response, service, member.id)
     return response
 
 
@@ -284,7 +313,7 @@ def show_help(service: ServiceOf, person: PersonOrNobody) -> Response:
 def consent(service: ServiceOf, person: SendingPerson, form: SentForm) -> Response:
     """Agrees to the text that was shown, or does not take part."""
     if person.annotator.stage != "consent":
-        return _go(service, "/work")
+        return person.go_on()
     if form["agrees"] not in ("yes", "no"):
         raise WrongError("agree, or do not take part: one of the two buttons.")
     text = person.config.consent
@@ -294,7 +323,7 @@ def consent(service: ServiceOf, person: SendingPerson, form: SentForm) -> Respon
         return person.page("consent.html", 409, consent=text, error=error)
     is_willing = form["agrees"] == "yes"
     service.store.people.consent(person.annotator.id, form["version"], form["hash"], agrees=is_willing)
-    return _go(service, "/work")
+    return person.go_on()
 
 
 @router.post("/questions/{which}")
@@ -303,9 +332,9 @@ def respond(service: ServiceOf, person: SendingPerson, form: SentForm, which: st
     if which not in ("before", "after"):
         raise NotFoundError(f"there are questions before and after the work, and none called {which!r}.")
     if person.annotator.stage != which:
-        return _go(service, "/work")
+        return person.go_on()
     given = {
-        name.removeprefix("answer-"): text.strip()
+        name.removeprefix("answer-"): text.strip().replace("\r\n", "\n")  # which is how forms send line breaks
         for name, text in form.fields.items()
         if name.startswith("answer-") and text.strip()
     }
@@ -313,7 +342,7 @@ def respond(service: ServiceOf, person: SendingPerson, form: SentForm, which: st
     if problems:
         return person.questions(which, given, problems)
     service.store.people.respond(person.annotator.id, which, answers)
-    return _go(service, "/work")
+    return person.go_on()
 
 
 @router.post("/withdraw")
@@ -322,14 +351,15 @@ def withdraw(service: ServiceOf, person: SendingPerson, form: SentForm) -> Respo
     if form["is_sure"] != "yes":
         raise WrongError("tick the box first: leaving deletes all your answers.")
     service.store.people.withdraw(person.annotator.id, by=person.annotator.id)
-    return _go(service, "/work")
+    return person.go_on()
 
 
 @router.post("/finish")
 def finish(service: ServiceOf, person: SendingPerson) -> Response:
     """Ends the work; the code is stored before anybody is sent anywhere."""
-    service.store.people.finish(person.annotator.id)
-    return _go(service, "/work")
+    if person.annotator.stage == "work":
+        service.store.people.finish(person.annotator.id)
+    return person.go_on()
 
 
 # ---------------------------------------------------------------- parts
@@ -342,6 +372,12 @@ def _page(service: Service, template: str, status: int = 200, **context: object)
 
 def _go(service: Service, path: str) -> RedirectResponse:
     return RedirectResponse(service.settings.root + path, 303, headers=NOT_STORED)
+
+
+def _go_to_work(service: Service, annotator: Annotator) -> RedirectResponse:
+    response = _go(service, "/work")
+    open_study(response, service, annotator.study.id)
+    return response
 
 
 def _promises(config: StudyConfig) -> list[str]:
@@ -368,7 +404,7 @@ def _read_answers(
             if question.is_required:
                 problems[question.id] = "Please answer this one."
         elif isinstance(question, ScaleQuestion):
-            if text.isdecimal() or (text.startswith("-") and text[1:].isdecimal()):
+            if re.fullmatch(r"-?[0-9]{1,9}", text):
                 answers[question.id] = int(text)
             else:
                 problems[question.id] = "Please choose a number."

@@ -13,7 +13,7 @@ from themis_ray.labeling.store.errors import (
     TooManyError,
     WrongError,
 )
-from themis_ray.labeling.store.people import Annotator, Completion, People
+from themis_ray.labeling.store.people import Annotator, Completion, People, panel_key
 from themis_ray.labeling.store.studies import Status, Studies, StudyCounts, StudyRow
 from themis_ray.labeling.store.work import Receipt, Work
 
@@ -43,6 +43,7 @@ __all__ = [
     "TooManyError",
     "Work",
     "WrongError",
+    "panel_key",
 ]
 
 

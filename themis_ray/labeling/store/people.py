@@ -23,15 +23,25 @@ from themis_ray.labeling.store.studies import StudyRow, make_study, read_study, 
 from themis_ray.labeling.study import ChoiceQuestion, ScaleQuestion, StudyConfig, TextQuestion
 from themis_ray.wire import Stage
 
-__all__ = ["Annotator", "Completion", "People", "first_stage", "lock_annotator", "release_desk", "stage_after"]
+__all__ = [
+    "Annotator",
+    "Completion",
+    "People",
+    "first_stage",
+    "lock_annotator",
+    "panel_key",
+    "release_desk",
+    "stage_after",
+]
 
 STAGES: tuple[Stage, ...] = ("consent", "before", "practice", "work", "after", "done")
-ENDED: tuple[Stage, ...] = ("done", "withdrawn", "screened_out")
+WITHOUT_ANSWERS: tuple[Stage, ...] = ("withdrawn", "screened_out")
+ENDED: tuple[Stage, ...] = ("done", *WITHOUT_ANSWERS)
 
 
 @dataclass(frozen=True)
 class Annotator:
-    """A person, and the study they are in."""
+    """A person, and the study they are in; `panel_key` is what `panel_key` makes of the link that they came by."""
 
     id: str
     study: StudyRow
@@ -40,6 +50,7 @@ class Annotator:
     num_answered: int
     num_assigned: int
     completion_code: str
+    panel_key: str | None
 
     @property
     def overlay(self) -> str:
@@ -110,7 +121,9 @@ def lock_annotator(connection: Connection, annotator_id: str, *, is_locked: bool
         row.study_created_at,
         row.study_stopped_at,
     )
-    return Annotator(row.id, study, row.arm, row.stage, row.num_answered, row.num_assigned, row.completion_code)
+    return Annotator(
+        row.id, study, row.arm, row.stage, row.num_answered, row.num_assigned, row.completion_code, row.panel_key
+    )
 
 
 def set_stage(connection: Connection, annotator_id: str, stage: Stage) -> None:
@@ -134,7 +147,7 @@ class People:
         with self._database.write() as connection:
             study = read_study(connection, study_id, is_locked=True)  # counts and panel ids are exact
             kept = {name: panel[name] for name in study.config.panel.id_parameters if panel.get(name)}
-            key = _panel_key(study, kept)
+            key = panel_key(study, kept)
             if key is not None:
                 known = connection.execute(
                     select(tables.annotator.c.id).where(
@@ -146,7 +159,9 @@ class People:
             if study.status == "stopped":
                 raise ForbiddenError(f"study {study_id!r} has ended. Thank you for coming.")
             num_annotators = connection.execute(
-                select(func.count()).select_from(tables.annotator).where(tables.annotator.c.study_id == study_id)
+                select(func.count())
+                .select_from(tables.annotator)
+                .where(tables.annotator.c.study_id == study_id, tables.annotator.c.stage.not_in(WITHOUT_ANSWERS))
             ).scalar_one()
             if study.config.max_annotators is not None and num_annotators >= study.config.max_annotators:
                 raise ForbiddenError(f"study {study_id!r} has all the people it needs. Thank you for coming.")
@@ -425,12 +440,12 @@ def _count_places(connection: Connection, annotator_id: str) -> tuple[set[str], 
     return given, held, sum(row.state == "answered" for row in rows)
 
 
-def _panel_key(study: StudyRow, kept: Mapping[str, str]) -> str | None:
+def panel_key(study: StudyRow, panel: Mapping[str, str]) -> str | None:
     """Returns a hash of the first parameter that a panel names people by; None where nothing names them."""
     parameters = study.config.panel.id_parameters
-    if not parameters or parameters[0] not in kept:
+    if not parameters or not panel.get(parameters[0]):
         return None
-    about = json.dumps([study.id, kept[parameters[0]]])
+    about = json.dumps([study.id, panel[parameters[0]]])
     return hashlib.sha256(about.encode()).hexdigest()
 
 

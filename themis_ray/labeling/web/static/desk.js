@@ -249,6 +249,7 @@ class Desk {
     byId("waiting-title").textContent = title;
     byId("waiting-text").textContent = text;
     byId("look-again").hidden = !canLook;
+    byId("finish").hidden = !canLook || this.#stageName !== "work";
     if (title !== this.#saidWait) announce(title);
     this.#saidWait = title;
   }
@@ -257,7 +258,7 @@ class Desk {
 
   #leave() {
     this.#isBusy = true;
-    location.assign(address("/work"));
+    location.assign(address(`/s/${this.#settings.study}`));  // A study of another tab may have been entered since.
   }
 
   // ---------------------------------------------------------- answers go out
