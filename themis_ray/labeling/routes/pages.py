@@ -356,8 +356,8 @@ def withdraw(service: ServiceOf, person: SendingPerson, form: SentForm) -> Respo
 
 @router.post("/finish")
 def finish(service: ServiceOf, person: SendingPerson) -> Response:
-    """Ends the work; the code is stored before anybody is sent anywhere."""
-    if person.annotator.stage == "work":
+    """Ends the work of somebody who has nothing to answer; the code is stored before anybody is sent anywhere."""
+    if person.annotator.stage == "work" and service.store.work.desk(person.annotator.id, 1).is_waiting:
         service.store.people.finish(person.annotator.id)
     return person.go_on()
 
