@@ -148,6 +148,7 @@ def test_unknown_class_suggests():
     [
         (EnvConfig(id="CartPole-v1", kwargs={"mass": 3}), "kwargs {'mass': 3}"),
         (EnvConfig(id="ALE/Pong-v5", kwargs={"frameskip": 4}), "kwargs {'frameskip': 4}"),
+        (EnvConfig(id="Pendulum-v1", kwargs={"max_episode_steps": 3}), "Set env.horizon instead"),
         (EnvConfig(id="no_such_module:Thing"), "Install its package"),
         (EnvConfig(id="HalfCheetah-v3"), "needs a package that is not here"),
         (EnvConfig(id="gymnasium:registry"), "is a dict"),

@@ -204,7 +204,8 @@ def _make(config: EnvConfig, render_mode: str | None) -> tuple[AnyEnv, Family, i
                     f"environment {config.id!r} has no time limit of its own, so a fixed horizon has no length. "
                     "Set horizon to a number of env steps, or fixed_horizon to false."
                 )
-            never_ends_early = NEVER_END_EARLY.fullmatch(config.id) is not None
+            # A wrapper of the user may end episodes of any environment.
+            never_ends_early = NEVER_END_EARLY.fullmatch(config.id) is not None and not config.wrappers
             env = gym.wrappers.TimeLimit(env, horizon) if never_ends_early else FixedHorizon(env, horizon)
         elif horizon is not None:
             env = gym.wrappers.TimeLimit(env, horizon)
@@ -226,6 +227,11 @@ def _observed(env: AnyEnv, config: EnvConfig, family: Family) -> AnyEnv:
 
 def _create(config: EnvConfig, family: Family, target: str | Callable[..., AnyEnv], render_mode: str | None) -> AnyEnv:
     """Makes the environment with its family's wrappers and without a time limit."""
+    if isinstance(target, str) and "max_episode_steps" in config.kwargs:
+        raise ConfigError(
+            f"env.kwargs.max_episode_steps={config.kwargs['max_episode_steps']} would end episodes before their "
+            "horizon. Set env.horizon instead, a number of env steps."
+        )
     kwargs = family.prepare_kwargs(config.kwargs) if config.family_wrappers else dict(config.kwargs)
     construct = target if callable(target) else partial(gym.make, target, max_episode_steps=-1)
     try:
