@@ -149,9 +149,22 @@ def test_half_a_line_is_checked_again_and_a_damaged_file_is_refused(tmp_path: Pa
     path.write_text(json.dumps(RESULT) + '\n{"id": "Pend')
     assert list(open_results(path, is_resumed=True)) == ["CartPole-v1"]
     assert path.read_text() == json.dumps(RESULT) + "\n"
-    path.write_text("nonsense\n")
-    with pytest.raises(DataError, match="damaged"):
-        open_results(path, is_resumed=True)
+    for damaged in (b"nonsense\n", b'{"id": "CartPole-v1"}\n', b"3\n", b"\xff\xfe\n"):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="damaged"):
+            open_results(path, is_resumed=True)
+
+
+def test_places_that_cannot_be_written_are_told_before_the_checks(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("themis_ray.cli.environments.run_checks", None)
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "results.jsonl"
+    for options in (("--out", tmp_path / "file" / "x"), ("--out", out, "--page", "/proc/page.md")):
+        refused = envs("check", "--ids", "CartPole-v1", *map(str, options))
+        assert refused.exit_code == 2
+        assert f"{options[-2]} {options[-1]} cannot be written" in " ".join(refused.output.split())
+    assert "is a folder" in envs("check", "--ids", "CartPole-v1", "--out", str(tmp_path)).output
+    assert not out.exists()
 
 
 def test_known_failures_are_told_from_others():

@@ -21,6 +21,7 @@ from themis_ray.census import (
     summarise,
     write_page,
 )
+from themis_ray.cli.paths import check_file
 from themis_ray.cli.progress import late_progress, progress_bar
 from themis_ray.config import load_config
 from themis_ray.envs import FAMILIES, list_envs
@@ -129,6 +130,9 @@ def check(
         for env_id in env_ids:
             if not env_id:
                 raise UnknownNameError(f"--ids {ids} holds an empty id. Write ids with commas between them.")
+    check_file("--out", out)
+    if page is not None:
+        check_file("--page", page)
     if out.exists() and out.stat().st_size and not resume:
         raise ConfigError(f"{out} holds results. Go on with --resume, give another --out, or delete it.")
     results = open_results(out, is_resumed=resume)

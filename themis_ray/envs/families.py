@@ -275,7 +275,7 @@ _ROWS = (
     ),
     Family(
         "other",
-        r".+",
+        r"(?s:.*)",
         "any other registered id, module:Class and module:id",
         fixed_horizon=False,
     ),

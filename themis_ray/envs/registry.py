@@ -217,6 +217,11 @@ def _make(config: EnvConfig, render_mode: str | None) -> tuple[AnyEnv, Family, i
 
 def _observed(env: AnyEnv, config: EnvConfig, family: Family) -> AnyEnv:
     """Returns the environment with standard observations and actions, stacked and normalised as asked for."""
+    for name in ("observation_space", "action_space"):
+        if not isinstance(getattr(env, name, None), spaces.Space):
+            raise ConfigError(
+                f"environment {config.id!r} has no {name}. Set it in its constructor, to a space of gymnasium."
+            )
     env = standardise_actions(standardise_observations(env))
     env = stack_frames(env, _num_stacked_frames(config, family, infer_observation_kind(env.observation_space)))
     if not config.normalize_observations:
@@ -282,6 +287,11 @@ def _find_target(env_id: str) -> tuple[Family, str | Callable[..., AnyEnv]]:
         raise ConfigError(
             f"environment {env_id!r}: module {module_name!r} cannot be imported ({error}). "
             "Install its package with pip install, or put its folder on PYTHONPATH."
+        ) from error
+    except Exception as error:  # the user's own code, or a name that no module can have
+        raise ConfigError(
+            f"environment {env_id!r}: module {module_name!r} cannot be imported ({type(error).__name__}: {error}). "
+            "Write an id, module:id or module:Class of a module that can be."
         ) from error
     if name in gym.registry:
         return family, name
