@@ -167,6 +167,21 @@ def test_places_that_cannot_be_written_are_told_before_the_checks(tmp_path: Path
     assert not out.exists()
 
 
+def test_text_in_brackets_is_shown_as_it_is(tmp_path: Path, monkeypatch):
+    row = dict.fromkeys(RESULT) | {"id": "LunarLander-v3", "error": 'pip install "gymnasium[box2d]", not [/dev/dri]'}
+    monkeypatch.setattr("themis_ray.cli.environments.list_rows", lambda ids, num_jobs: iter([row]))
+    listed = envs("--family", "box2d", "--jobs", "1")
+    assert listed.exit_code == 0, listed.exception
+    assert "[box2d]" in listed.stdout
+    failed = row | {"failed_check": "clip", "wall_s": 1.0}
+    monkeypatch.setattr("themis_ray.cli.environments.run_checks", lambda ids, num_jobs, path: iter([failed]))
+    checked = envs("check", "--ids", row["id"], "--out", str(tmp_path / "results.jsonl"))
+    assert checked.exit_code == 1, checked.exception
+    assert checked.output.count("[/dev/dri]") == 2
+    wrapped = envs("show", "Pendulum-v1", "env.wrappers=[gymnasium.wrappers:RecordEpisodeStatistics]")
+    assert wrapped.exit_code == 0, wrapped.exception
+
+
 def test_known_failures_are_told_from_others():
     known = "intersection-multi-agent-v1"
     failed = RESULT | {"id": known, "failed_check": "clip", "error": "x"}

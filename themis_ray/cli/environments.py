@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from themis_ray.census import (
@@ -68,9 +69,8 @@ def envs(context: click.Context, family: str | None, is_json: bool, jobs: int, d
         table.add_column(name, justify="right" if name == "horizon" else "left", overflow="fold")
     for row in rows:
         horizon = "" if row["horizon"] is None else f"{row['horizon']}{' fixed' if row['is_fixed_horizon'] else ''}"
-        table.add_row(
-            row["id"], row["family"], row["observation"] or row["error"], row["action"], horizon, row["extra"]
-        )
+        observation = escape(row["observation"] or row["error"])
+        table.add_row(escape(row["id"]), row["family"], observation, row["action"], horizon, row["extra"])
     Console().print(table)
     missing = [row for row in FAMILIES.values() if row.extra and not any(row.matches(env_id) for env_id in env_ids)]
     if family is None and missing:
@@ -90,11 +90,11 @@ def show(env_id: str, settings: tuple[str, ...], is_json: bool, debug: bool) -> 
     if is_json:
         click.echo(json.dumps([vars(choice) for choice in choices], indent=1))
         return
-    table = Table(title=env_id, title_justify="left")
+    table = Table(title=escape(env_id), title_justify="left")
     for name in ("what", "chosen", "why", "setting"):
         table.add_column(name, overflow="fold")
     for choice in choices:
-        table.add_row(choice.what, choice.chosen, choice.reason, choice.setting)
+        table.add_row(*map(escape, (choice.what, choice.chosen, choice.reason, choice.setting)))
     Console().print(table)
 
 
@@ -142,8 +142,8 @@ def check(
         for result in run_checks(todo, _checked_jobs(jobs), out):
             results[result["id"]] = result
             if status_of(result) == "failed":
-                progress.console.print(f"{result['id']}: {result['failed_check']}: {result['error']}")
-            progress.update(task, advance=1, status=f"{result['id']}  {result['wall_s']:.0f} s")
+                progress.console.print(_told(result), highlight=False, markup=False)
+            progress.update(task, advance=1, status=escape(f"{result['id']}  {result['wall_s']:.0f} s"))
     chosen = [results[env_id] for env_id in env_ids]
     _print_summary(chosen)
     if page is not None:
@@ -163,7 +163,11 @@ def _print_summary(results: list[dict[str, Any]]) -> None:
     Console().print(table)
     for result in results:
         if status_of(result) == "failed":
-            click.echo(f"{result['id']}: {result['failed_check']}: {result['error']}")
+            click.echo(_told(result))
+
+
+def _told(result: dict[str, Any]) -> str:
+    return f"{result['id']}: {result['failed_check']}: {result['error']}"
 
 
 def _checked_jobs(jobs: int) -> int:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 import click
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from themis_ray.cli.paths import check_file
@@ -135,7 +136,7 @@ def list_studies(url: str, token: str | None, token_env: str, debug: bool) -> No
         table.add_column(name, justify="left" if name in ("study", "title", "status") else "right")
     for row in rows:
         counts = (str(row[f"num_{name}"]) for name in ("queries", "answers", "wanted", "annotators"))
-        table.add_row(row["id"], row["title"], row["status"], *counts)
+        table.add_row(row["id"], escape(row["title"]), row["status"], *counts)
     Console().print(table)
 
 
