@@ -159,6 +159,13 @@ def test_smooth_gradients_of_pictures_are_captums(kind: str) -> None:
     np.testing.assert_allclose(ours, theirs[0].detach(), rtol=1e-3, atol=1e-4 * float(theirs[0].max()))
 
 
+@pytest.mark.parametrize("count", [1, 65])
+def test_a_step_that_is_alone_is_permuted_with_stored_ones(count: int) -> None:
+    result = explain("vector", "permutation_importance", count)
+    assert np.abs(result.observations).sum(axis=1).min() > 0
+    assert np.abs(result.actions).sum(axis=1).min() > 0
+
+
 def test_a_method_that_nobody_knows_is_refused_with_a_suggestion() -> None:
     with pytest.raises(UnknownNameError, match="integrated_gradients"):
         check_method("integrated_gradient", make_subject("vector"))
