@@ -97,6 +97,21 @@ def test_the_list_as_json_and_as_a_table():
     assert envs("--jobs", "0", "--family", "classic").exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--family", "classic", "show", "Pendulum-v1"), "--family before show"),
+        (("--json", "show", "Pendulum-v1"), "--json before show"),
+        (("--jobs", "2", "check", "--ids", "Pendulum-v1"), "--jobs before check"),
+        (("check", "--ids", "Pendulum-v1", "--family", "toy_text"), "--ids Pendulum-v1 and --family toy_text"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(arguments: tuple[str, ...], told: str):
+    refused = envs(*arguments)
+    assert refused.exit_code == 2
+    assert told in refused.output
+
+
 def test_show_names_every_choice_its_reason_and_its_setting():
     choices = {choice.what: choice for choice in explain_setup(load_config(None, ["env.id=ALE/Pong-v5"]))}
     assert choices["frame stack"].chosen == "4"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -54,6 +55,7 @@ def envs(context: click.Context, family: str | None, is_json: bool, jobs: int, d
     """List the environments that the installed packages bring, with observation, actions and horizon."""
     del debug
     if context.invoked_subcommand is not None:
+        _refuse_options_before(context, context.invoked_subcommand)
         return
     env_ids = list_envs(family)
     rows = []
@@ -76,6 +78,15 @@ def envs(context: click.Context, family: str | None, is_json: bool, jobs: int, d
     if family is None and missing:
         names = ",".join(str(row.extra) for row in missing)
         click.echo(f"Not installed: {', '.join(row.name for row in missing)}. pip install 'themis-ray[{names}]'")
+
+
+def _refuse_options_before(context: click.Context, command: str) -> None:
+    for name, option in {"family": "--family", "is_json": "--json", "jobs": "--jobs"}.items():
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise ConfigError(
+                f"{option} before {command} is of the list of environments. Leave it out, or write what themis envs "
+                f"{command} takes behind {command}."
+            )
 
 
 @envs.command()
@@ -124,6 +135,8 @@ def check(
     Ends with exit code 1 if one fails that is not known to.
     """
     del debug
+    if ids is not None and family is not None:
+        raise ConfigError(f"--ids {ids} and --family {family} both say what is checked. Give one of them.")
     env_ids = list_envs(family)
     if ids is not None:
         env_ids = ids.split(",")
