@@ -218,6 +218,19 @@ def test_a_key_is_short_where_it_says_enough(tmp_path: Path) -> None:
     assert first.others == ("segment_length=20", "reward.learning_rate=0.1")
 
 
+def test_long_values_are_told_apart_by_short_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    for number, word in enumerate(("fast", "slow", "fine")):
+        prompt = f"{'Prefer what walks. ' * 5}{word}{' Answer with a letter.' * 5}"
+        settings = [f"teacher.prompt={prompt}", "teacher.kind=judge", "teacher.url=http://x", "teacher.model=m"]
+        make_run(tmp_path / str(number), 0.5, settings)
+    groups = groups_of(tmp_path)
+    short = "Prefer what walks. P…swer with a letter."
+    assert [method.teacher for method in groups.methods] == [
+        f"judge:m prompt={short}{ending}" for ending in ("", " (2)", " (3)")
+    ]
+
+
 def test_groups_that_lack_environments_are_said(tmp_path: Path) -> None:
     make_run(tmp_path / "a", 0.9, ["env.id=CartPole-v1"])
     make_run(tmp_path / "b", 0.9, [])

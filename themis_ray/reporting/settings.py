@@ -24,6 +24,7 @@ __all__ = [
     "learner_settings",
     "setting_order",
     "short_key",
+    "short_values",
     "teacher_names",
     "text_of",
 ]
@@ -38,6 +39,8 @@ BOOKKEEPING = re.compile(
 # What the name of a teacher says already.
 IN_TEACHER_NAME = re.compile(r"teacher\.(kind|name|function|model|study)$|feedback\.dataset$")
 FEEDBACK_ONLY = re.compile(r"teacher\.|feedback\.|reward\.|preset$")
+# What pictures and tables have room for.
+MAX_VALUE_LENGTH = 40
 ONLY_SEED = re.compile(r"s(eed)?[-_]?\*")
 PATHS = ("snapshot", "algorithm.reference", "feedback.demonstrations", "feedback.dataset")
 ORDER = ("teacher.", "preset", "feedback.", "reward.", "algorithm.", "")
@@ -137,6 +140,21 @@ def short_key(key: str, settings: Iterable[str]) -> str:
     """Return the last word of a setting's key where it says enough, else the key."""
     word = key.rpartition(".")[2]
     return key if any(other != key and other.rpartition(".")[2] == word for other in settings) else word
+
+
+def short_values(values: Iterable[str]) -> dict[str, str]:
+    """Return what each value is called in a name: itself, or its two ends, numbered where another is called so."""
+    called: dict[str, str] = {}
+    for value in sorted(set(values), key=lambda value: (len(value) > MAX_VALUE_LENGTH, value)):
+        # Paths differ at their ends, prompts anywhere.
+        ends = f"{value[: MAX_VALUE_LENGTH // 2]}…{value[-MAX_VALUE_LENGTH // 2 + 1 :]}"
+        name = short = value if len(value) <= MAX_VALUE_LENGTH else ends
+        number = 1
+        while name in called.values():
+            number += 1
+            name = f"{short} ({number})"
+        called[value] = name
+    return called
 
 
 def learner_settings(settings: Mapping[str, str]) -> dict[str, str]:
