@@ -270,7 +270,20 @@ def test_a_setting_that_an_older_run_did_not_know_has_its_default(tmp_path: Path
 def test_settings_of_the_environment_make_tasks(tmp_path: Path) -> None:
     make_run(tmp_path / "a", 0.9, ["env.horizon=100"])
     make_run(tmp_path / "b", 0.9, [])
-    assert groups_of(tmp_path).tasks == ("Pendulum-v1, horizon=100", "Pendulum-v1, horizon=null")
+    assert groups_of(tmp_path).tasks == ("Pendulum-v1, horizon=100", "Pendulum-v1, horizon=200")
+
+
+def test_a_run_that_gives_what_its_environment_decides_is_on_the_same_task(tmp_path: Path) -> None:
+    given = (["env.horizon=200"], ["env.fixed_horizon=true", "env.horizon=200", "env.frame_stack=1"], [])
+    for seed, settings in enumerate(given):
+        make_run(tmp_path / str(seed), 0.5, [*settings, f"seed={seed}"])
+    assert groups_of(tmp_path).tasks == ("Pendulum-v1",)
+    make_run(tmp_path / "other", 0.5, ["env.horizon=100"])
+    assert groups_of(tmp_path).tasks == ("Pendulum-v1, horizon=100", "Pendulum-v1, horizon=200")
+    for name in ("0", "2"):  # cannot be made here
+        config = tmp_path / name / "config.yaml"
+        config.write_text(config.read_text().replace("Pendulum-v1", "NoSuch-v1"))
+    assert groups_of(tmp_path).tasks[:2] == ("NoSuch-v1, horizon=200", "NoSuch-v1, horizon=null")
 
 
 def test_a_dataset_is_a_teacher_without_sampler(tmp_path: Path) -> None:

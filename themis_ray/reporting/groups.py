@@ -18,6 +18,7 @@ from themis_ray.reporting.settings import (
     UNUSED,
     comparable_settings,
     differing_settings,
+    fill_env_choices,
     finer_settings,
     setting_order,
     short_key,
@@ -126,7 +127,8 @@ def group_runs(runs: Sequence[Run], stopped: Sequence[Run] = ()) -> Groups:
         stopped: Runs that were ended early; those they would stand beside are what such a choice has left.
     """
     teachers = teacher_names([*runs, *stopped])
-    table = {run: comparable_settings(run, teachers[run]) for run in runs}
+    settings_of = fill_env_choices({run: comparable_settings(run, teachers[run]) for run in (*runs, *stopped)})
+    table = {run: settings_of[run] for run in runs}
     tasks = _tasks(table)
     learned = [run for run in runs if run.learns_reward]
     true = [run for run in runs if not run.learns_reward]
@@ -137,7 +139,7 @@ def group_runs(runs: Sequence[Run], stopped: Sequence[Run] = ()) -> Groups:
     for run in runs:
         method = _method(run, table[run], named if run.learns_reward else named_true, called)
         members.setdefault((tasks[run], method), []).append(run)
-    ended = {run: comparable_settings(run, teachers[run]) for run in stopped}
+    ended = {run: settings_of[run] for run in stopped}
     left_out: list[LeftOutRun] = []
     notes: list[str] = []
     cells = {}

@@ -9,7 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from themis_ray.config import flatten, load_config
+from pydantic import ValidationError
+
+from themis_ray.config import flatten, load_config, nest
+from themis_ray.envs import EnvConfig, get_env_spec, resolve_env
+from themis_ray.errors import ThemisError
 from themis_ray.reporting.runs import Run
 from themis_ray.rllib.settings import LEARNER_DEFAULTS
 
@@ -20,6 +24,7 @@ __all__ = [
     "UNUSED",
     "comparable_settings",
     "differing_settings",
+    "fill_env_choices",
     "finer_settings",
     "learner_settings",
     "setting_order",
@@ -42,6 +47,8 @@ FEEDBACK_ONLY = re.compile(r"teacher\.|feedback\.|reward\.|preset$")
 # What pictures and tables have room for.
 MAX_VALUE_LENGTH = 40
 ONLY_SEED = re.compile(r"s(eed)?[-_]?\*")
+# What an environment decides where nothing is said.
+ENV_CHOICES = ("env.fixed_horizon", "env.horizon", "env.frame_stack")
 PATHS = ("snapshot", "algorithm.reference", "feedback.demonstrations", "feedback.dataset")
 ORDER = ("teacher.", "preset", "feedback.", "reward.", "algorithm.", "")
 
@@ -65,6 +72,35 @@ def comparable_settings(run: Run, teacher: str) -> dict[str, str]:
     if run.learns_reward:
         settings["teacher.name"] = teacher
     return {key: text_of(value) for key, value in settings.items() if not BOOKKEEPING.match(key)}
+
+
+def fill_env_choices(table: Mapping[Run, Mapping[str, str]]) -> dict[Run, Mapping[str, str]]:
+    """Return the settings of runs with what the environment decides, where it was given in some of its runs only.
+
+    Where the environment cannot be made here, they stay as they are.
+    """
+    filled = dict(table)
+    for env_id in {run.env_id for run in table}:
+        same = [run for run in table if run.env_id == env_id]
+        given = [{table[run].get(key, "null") for run in same} for key in ENV_CHOICES]
+        if any(len(values) > 1 and "null" in values for values in given):
+            filled |= {run: {**table[run], **_env_choices(run)} for run in same}
+    return filled
+
+
+def _env_choices(run: Run) -> dict[str, str]:
+    given = nest({key: value for key, value in run.settings.items() if key.startswith("env.")})["env"]
+    try:
+        chosen = _resolved_env(EnvConfig.model_validate(given).model_dump_json())
+    except (ThemisError, ValidationError):
+        return {}
+    return {key: text_of(getattr(chosen, key.removeprefix("env."))) for key in ENV_CHOICES}
+
+
+@functools.cache
+def _resolved_env(given: str) -> EnvConfig:
+    config = EnvConfig.model_validate_json(given)
+    return resolve_env(config, get_env_spec(config))
 
 
 def _without_seed(path: str, seed: int) -> str:
