@@ -121,6 +121,21 @@ def test_horizon_replaces_the_env_s_own():
 
 
 @pytest.mark.parametrize(
+    ("env_id", "options", "horizon"),
+    [
+        ("PongNoFrameskip-v4", {}, 27_000),
+        ("PongNoFrameskip-v4", {"kwargs": RAM}, 108_000),
+        ("PongNoFrameskip-v4", {"family_wrappers": False}, 108_000),
+        ("ALE/Pong-v5", {"family_wrappers": False}, 27_000),
+        ("ALE/Pong-v5", {"family_wrappers": False, "kwargs": {"frameskip": 3}}, 36_000),
+        ("Pong-v4", {"kwargs": RAM}, 54_000),  # 2 to 4 screens a step
+    ],
+)
+def test_horizon_of_atari_is_in_env_steps_however_many_screens_they_have(env_id, options, horizon):
+    assert get_env_spec(EnvConfig(id=env_id, **options)).horizon == horizon
+
+
+@pytest.mark.parametrize(
     ("env_id", "suggestion"),
     [
         ("CartPol-v1", "CartPole-v1"),
