@@ -222,3 +222,39 @@ def test_debug_shows_the_traceback_before_the_line(monkeypatch: pytest.MonkeyPat
     assert result.exit_code == 2
     assert "Traceback" in result.stderr
     assert result.stderr.strip().splitlines()[-1].startswith("error: no environment 'Nope-v1'")
+
+
+@pytest.mark.parametrize("command", ["explain", "clip"])
+def test_a_folder_that_cannot_be_written_is_told_at_once(command: str, run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    before = fingerprint(tmp_path)
+    for out in (file, file / "x"):
+        assert_one_line(themis(command, run, "--out", out), f"--out {out} cannot be written")
+    assert fingerprint(tmp_path) == before
+
+
+@pytest.mark.parametrize("place", ["file/x.parquet", "/proc/x.parquet"])
+def test_a_file_that_cannot_be_written_is_told_before_the_service_is_asked(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    path = tmp_path / place
+    nowhere = ("--url", "http://127.0.0.1:9")
+    assert_one_line(themis("study", "export", "tea", "--out", path, *nowhere), f"--out {path} cannot be written")
+    ledger = themis("simulate-annotators", "--study", "tea", "--ledger", path, *nowhere)
+    assert_one_line(ledger, f"--ledger {path} cannot be written")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("explain", "run"),
+        ("annotate", "run"),
+        ("study", "add-queries", "tea", "--run", "run"),
+        ("simulate-annotators", "--study", "tea"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_seed_below_zero_is_refused(command: tuple[str, ...]) -> None:
+    refused = themis(*command, "--seed", "-1")
+    assert refused.exit_code == 2
+    assert "Invalid value for '--seed'" in refused.output

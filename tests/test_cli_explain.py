@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from themis_ray.cli import main
 from themis_ray.clips import read_clip
 from themis_ray.config import load_config
 from themis_ray.data import Choice, PreferenceDataset
+from themis_ray.data.episodes import EpisodePool
+from themis_ray.errors import DataError
 from themis_ray.explain import METHODS, Prediction
 from themis_ray.explaining import ExplainedRun, Explanation
 from themis_ray.rllib import open_finished_run
@@ -55,6 +58,14 @@ def explain(*arguments: object, code: int = 0) -> str:
 
 def read(out: Path) -> dict:
     return json.loads((out / "explanations.json").read_text())
+
+
+def test_influence_of_states_without_a_long_episode_is_told_in_one_line(tmp_path: Path, monkeypatch) -> None:
+    finished = SimpleNamespace(path=tmp_path, pool=EpisodePool("Pendulum-v1", 100))
+    monkeypatch.setattr("themis_ray.explaining.run.open_finished_run", lambda path, config: finished)
+    opened = ExplainedRun(tmp_path, load_config(None, ["env.id=Pendulum-v1"]))
+    with pytest.raises(DataError, match="holds no episode of 8 env steps"):
+        opened.moved_by_states(Explanation("value"), (np.zeros((1, 3)), np.zeros((1, 1))))
 
 
 @pytest.mark.ray

@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
+
+from themis_ray.errors import ClusterError
+from themis_ray.sessions import ray_session
 
 # The first `argv[1]` clusters come up too late: Ray's clock runs a million times as fast, and finds no node at first.
 LATE_NODES = """
@@ -60,6 +64,23 @@ def test_a_machine_that_is_too_busy_is_told_in_one_line() -> None:
         "Ray did not start within 30 s, in 3 tries. Too much runs on this machine; wait, or end some of it.",
         "left 0 0",
     ], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "refusal"),
+    [("auto", ConnectionError("Could not find any running Ray instance.")), ("here:port", ValueError("no port"))],
+)
+def test_an_address_that_ray_itself_refuses_is_told_in_one_line(
+    address: str, refusal: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise refusal
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(ClusterError, match=f"RAY_ADDRESS={address} leads to no Ray cluster"), ray_session():
+        pass
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])

@@ -23,6 +23,12 @@ def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], li
     return [x for x, _ in points], [y for _, y in points]
 
 
+def _plot(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str, **look: Any) -> None:
+    """Draw a series as a line, and one of a single point as that point."""
+    x, y = _series(rows, name)
+    axes.plot(x, y, marker="o" if len(x) == 1 else None, **look)
+
+
 def _style(axes: Axes, title: str, ylabel: str) -> None:
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_ylabel(ylabel)
@@ -42,24 +48,24 @@ def plot_run(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], path
     figure = Figure(figsize=(11, 7), layout="constrained", dpi=110)
     (top_left, top_right), (bottom_left, bottom_right) = figure.subplots(2, 2)
     learned, random = summary["true_return_mean"], summary["random_return_mean"]
-    top_left.plot(*_series(rows, "true_return_mean"), color=BLUE, label="training episodes")
+    _plot(top_left, rows, "true_return_mean", color=BLUE, label="training episodes")
     top_left.axhline(learned, color=GREEN, linestyle="--", label=f"final policy, deterministic: {learned:.1f}")
     top_left.axhline(random, color=GREY, linestyle=":", label=f"random actions: {random:.1f}")
     _style(top_left, "True return", "return")
     top_left.legend(fontsize=8)
 
-    top_right.plot(*_series(rows, "predicted_return_mean"), color=ORANGE)
+    _plot(top_right, rows, "predicted_return_mean", color=ORANGE)
     _style(top_right, "Predicted return", "return")
 
-    steps, asked = _series(rows, "queries_asked")
-    bottom_left.step(steps, asked, where="post", color=PURPLE, label="queries asked")
-    bottom_left.step(*_series(rows, "num_preferences"), where="post", color=BLUE, linestyle="--", label="answered")
+    stepped = {"drawstyle": "steps-post"}
+    _plot(bottom_left, rows, "queries_asked", color=PURPLE, label="queries asked", **stepped)
+    _plot(bottom_left, rows, "num_preferences", color=BLUE, linestyle="--", label="answered", **stepped)
     _style(bottom_left, "Labels", "queries")
     bottom_left.legend(fontsize=8, loc="lower right")
 
-    bottom_right.plot(*_series(rows, "heldout_accuracy"), color=GREEN, label="accuracy on held-out pairs")
-    bottom_right.plot(*_series(rows, "fresh_accuracy"), color=ORANGE, label="accuracy on the current policy")
-    bottom_right.plot(*_series(rows, "reward_correlation"), color=BLUE, label="correlation with true reward")
+    _plot(bottom_right, rows, "heldout_accuracy", color=GREEN, label="accuracy on held-out pairs")
+    _plot(bottom_right, rows, "fresh_accuracy", color=ORANGE, label="accuracy on the current policy")
+    _plot(bottom_right, rows, "reward_correlation", color=BLUE, label="correlation with true reward")
     bottom_right.set_ylim(min(0.0, *(_series(rows, "reward_correlation")[1] or [0.0])) - 0.02, 1.03)
     _style(bottom_right, "Reward model", "")
     bottom_right.legend(fontsize=8, loc="lower right")

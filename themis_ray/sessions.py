@@ -50,7 +50,13 @@ def ray_session() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _check_is_there(address)
-        ray.init(log_to_driver=False, logging_level="ERROR", namespace="themis")
+        try:
+            ray.init(log_to_driver=False, logging_level="ERROR", namespace="themis")
+        except (ConnectionError, ValueError) as error:
+            raise ClusterError(
+                f"RAY_ADDRESS={address} leads to no Ray cluster ({error}). Name one that runs, or unset RAY_ADDRESS to "
+                "start one on this machine."
+            ) from error
     else:
         start_ray(namespace="themis", object_store_memory=OBJECT_STORE_BYTES, _system_config=dict(SYSTEM_CONFIG))
     try:

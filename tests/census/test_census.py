@@ -97,6 +97,21 @@ def test_the_list_as_json_and_as_a_table():
     assert envs("--jobs", "0", "--family", "classic").exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--family", "classic", "show", "Pendulum-v1"), "--family before show"),
+        (("--json", "show", "Pendulum-v1"), "--json before show"),
+        (("--jobs", "2", "check", "--ids", "Pendulum-v1"), "--jobs before check"),
+        (("check", "--ids", "Pendulum-v1", "--family", "toy_text"), "--ids Pendulum-v1 and --family toy_text"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(arguments: tuple[str, ...], told: str):
+    refused = envs(*arguments)
+    assert refused.exit_code == 2
+    assert told in refused.output
+
+
 def test_show_names_every_choice_its_reason_and_its_setting():
     choices = {choice.what: choice for choice in explain_setup(load_config(None, ["env.id=ALE/Pong-v5"]))}
     assert choices["frame stack"].chosen == "4"
@@ -149,9 +164,37 @@ def test_half_a_line_is_checked_again_and_a_damaged_file_is_refused(tmp_path: Pa
     path.write_text(json.dumps(RESULT) + '\n{"id": "Pend')
     assert list(open_results(path, is_resumed=True)) == ["CartPole-v1"]
     assert path.read_text() == json.dumps(RESULT) + "\n"
-    path.write_text("nonsense\n")
-    with pytest.raises(DataError, match="damaged"):
-        open_results(path, is_resumed=True)
+    for damaged in (b"nonsense\n", b'{"id": "CartPole-v1"}\n', b"3\n", b"\xff\xfe\n"):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="damaged"):
+            open_results(path, is_resumed=True)
+
+
+def test_places_that_cannot_be_written_are_told_before_the_checks(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("themis_ray.cli.environments.run_checks", None)
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "results.jsonl"
+    for options in (("--out", tmp_path / "file" / "x"), ("--out", out, "--page", "/proc/page.md")):
+        refused = envs("check", "--ids", "CartPole-v1", *map(str, options))
+        assert refused.exit_code == 2
+        assert f"{options[-2]} {options[-1]} cannot be written" in " ".join(refused.output.split())
+    assert "is a folder" in envs("check", "--ids", "CartPole-v1", "--out", str(tmp_path)).output
+    assert not out.exists()
+
+
+def test_text_in_brackets_is_shown_as_it_is(tmp_path: Path, monkeypatch):
+    row = dict.fromkeys(RESULT) | {"id": "LunarLander-v3", "error": 'pip install "gymnasium[box2d]", not [/dev/dri]'}
+    monkeypatch.setattr("themis_ray.cli.environments.list_rows", lambda ids, num_jobs: iter([row]))
+    listed = envs("--family", "box2d", "--jobs", "1")
+    assert listed.exit_code == 0, listed.exception
+    assert "[box2d]" in listed.stdout
+    failed = row | {"failed_check": "clip", "wall_s": 1.0}
+    monkeypatch.setattr("themis_ray.cli.environments.run_checks", lambda ids, num_jobs, path: iter([failed]))
+    checked = envs("check", "--ids", row["id"], "--out", str(tmp_path / "results.jsonl"))
+    assert checked.exit_code == 1, checked.exception
+    assert checked.output.count("[/dev/dri]") == 2
+    wrapped = envs("show", "Pendulum-v1", "env.wrappers=[gymnasium.wrappers:RecordEpisodeStatistics]")
+    assert wrapped.exit_code == 0, wrapped.exception
 
 
 def test_known_failures_are_told_from_others():

@@ -21,6 +21,17 @@ def to_observation_of_two(env):
     return gym.wrappers.TransformObservation(env, lambda x: x[:2], spaces.Box(-np.inf, np.inf, (2,), np.float32))
 
 
+class EndsAtFive(gym.Wrapper):
+    def reset(self, **options):
+        self.num_env_steps = 0
+        return self.env.reset(**options)
+
+    def step(self, action):
+        observation, reward, _, is_truncated, info = self.env.step(action)
+        self.num_env_steps += 1
+        return observation, reward, self.num_env_steps >= 5, is_truncated, info
+
+
 def not_an_env(env):
     return 3
 
@@ -40,9 +51,19 @@ def rollout(config, num_steps=60):
 
 def test_wrappers_of_the_user_are_applied_in_order():
     plain = rollout(EnvConfig(id="Pendulum-v1"))
-    wrapped = rollout(EnvConfig(id="Pendulum-v1", wrappers=(f"{HERE}:NegateReward", f"{HERE}:to_observation_of_two")))
+    wrappers = (f"{HERE}:NegateReward", f"{HERE}:to_observation_of_two")
+    wrapped = rollout(EnvConfig(id="Pendulum-v1", wrappers=wrappers, fixed_horizon=False))
     np.testing.assert_array_equal(wrapped[0], plain[0][:, :2])
     np.testing.assert_array_equal(wrapped[1], -plain[1])
+
+
+def test_an_episode_that_a_wrapper_ends_has_the_fixed_horizon_too():
+    config = EnvConfig(id="Pendulum-v1", wrappers=(f"{HERE}:EndsAtFive",))
+    spec, env = get_env_spec(config), make_env(config)
+    assert (spec.horizon, spec.is_fixed_horizon) == (200, True)
+    env.reset(seed=0)
+    ends = [env.step(env.action_space.sample())[2:4] for _ in range(200)]
+    assert ends == [(False, False)] * 199 + [(False, True)]
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,21 @@ def test_horizon_replaces_the_env_s_own():
 
 
 @pytest.mark.parametrize(
+    ("env_id", "options", "horizon"),
+    [
+        ("PongNoFrameskip-v4", {}, 27_000),
+        ("PongNoFrameskip-v4", {"kwargs": RAM}, 108_000),
+        ("PongNoFrameskip-v4", {"family_wrappers": False}, 108_000),
+        ("ALE/Pong-v5", {"family_wrappers": False}, 27_000),
+        ("ALE/Pong-v5", {"family_wrappers": False, "kwargs": {"frameskip": 3}}, 36_000),
+        ("Pong-v4", {"kwargs": RAM}, 54_000),  # 2 to 4 screens a step
+    ],
+)
+def test_horizon_of_atari_is_in_env_steps_however_many_screens_they_have(env_id, options, horizon):
+    assert get_env_spec(EnvConfig(id=env_id, **options)).horizon == horizon
+
+
+@pytest.mark.parametrize(
     ("env_id", "suggestion"),
     [
         ("CartPol-v1", "CartPole-v1"),
@@ -141,6 +156,20 @@ def test_unknown_id_suggests(env_id, suggestion):
 def test_unknown_class_suggests():
     with pytest.raises(UnknownNameError, match="Did you mean 'PendulumEnv'"):
         make_env(EnvConfig(id="gymnasium.envs.classic_control:PendulumEnw"))
+    with pytest.raises(UnknownNameError, match="no environment 'gymnasium:'"):
+        make_env(EnvConfig(id="gymnasium:"))
+
+
+class NoSpaces(gym.Env):
+    pass
+
+
+@pytest.mark.parametrize("text", ["def broken(:\n", "raise RuntimeError('broken')\n"])
+def test_a_module_that_is_broken_is_told_in_one_line(text, tmp_path, monkeypatch):
+    (tmp_path / "broken_module.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="module 'broken_module' cannot be imported"):
+        make_env(EnvConfig(id="broken_module:Thing"))
 
 
 @pytest.mark.parametrize(
@@ -148,6 +177,10 @@ def test_unknown_class_suggests():
     [
         (EnvConfig(id="CartPole-v1", kwargs={"mass": 3}), "kwargs {'mass': 3}"),
         (EnvConfig(id="ALE/Pong-v5", kwargs={"frameskip": 4}), "kwargs {'frameskip': 4}"),
+        (EnvConfig(id="Pendulum-v1", kwargs={"max_episode_steps": 3}), "Set env.horizon instead"),
+        (EnvConfig(id=":Pendulum-v1"), "module '' cannot be imported (ValueError"),
+        (EnvConfig(id=".envs:Pendulum"), "module '.envs' cannot be imported (TypeError"),
+        (EnvConfig(id=f"{__name__}:NoSpaces"), "has no observation_space"),
         (EnvConfig(id="no_such_module:Thing"), "Install its package"),
         (EnvConfig(id="HalfCheetah-v3"), "needs a package that is not here"),
         (EnvConfig(id="gymnasium:registry"), "is a dict"),

@@ -1,8 +1,18 @@
 import numpy as np
 import pytest
 import torch
-from captum.attr import IntegratedGradients
-from explain_subjects import KINDS, SPACES, draw_steps, make_ensemble, make_spec, make_subject, network_subject
+from captum.attr import IntegratedGradients, NoiseTunnel, Saliency
+from explain_subjects import (
+    KINDS,
+    SPACES,
+    draw_steps,
+    function_subject,
+    make_ensemble,
+    make_spec,
+    make_subject,
+    network_subject,
+)
+from torch import nn
 
 from themis_ray.errors import ConfigError, UnknownNameError
 from themis_ray.explain import (
@@ -15,6 +25,7 @@ from themis_ray.explain import (
     plain_ensemble,
     reward_subject,
 )
+from themis_ray.explain.seeding import seeded_globals
 
 torch.set_num_threads(1)
 
@@ -108,6 +119,51 @@ def test_an_input_that_plays_no_part_gets_nothing(method: str) -> None:
     magnitudes = np.abs(result.observations).mean(axis=0)
     assert magnitudes[1] < 1e-5
     assert magnitudes[0] > magnitudes[2] > 0
+
+
+class _LargeBesideSmall(nn.Module):
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(observations[:, 0]) + 0.001 * observations[:, 1]
+
+
+def test_noise_is_in_the_unit_of_each_number_of_a_vector() -> None:
+    references = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32) * np.float32([1, 200])
+    steps, nothing = np.full((4, 2), 0.3, np.float32), np.zeros(200, np.int64)
+    smooth, plain = (
+        attribute(
+            function_subject(_LargeBesideSmall(), 2),
+            steps,
+            nothing[:4],
+            method=method,
+            references=(references, nothing),
+            rng=np.random.default_rng(0),
+        ).observations
+        for method in ("smooth_grad", "saliency")
+    )
+    np.testing.assert_allclose(smooth, plain, rtol=0.5)
+
+
+@pytest.mark.parametrize("kind", ["image", "grid"])
+def test_smooth_gradients_of_pictures_are_captums(kind: str) -> None:
+    subject, references = make_subject(kind), draw_steps(kind, 20, seed=2)
+    rows, compared = subject.read(*draw_steps(kind, 5, seed=1)), subject.read(*references)
+    with seeded_globals(np.random.default_rng(0)):
+        theirs = NoiseTunnel(Saliency(subject.function)).attribute(
+            tuple(part.requires_grad_() for part in rows.inputs),
+            nt_type="smoothgrad",
+            nt_samples=16,
+            nt_samples_batch_size=4,
+            stdevs=tuple(0.1 * float(part.amax() - part.amin()) for part in compared.inputs),
+        )
+    ours = explain(kind, "smooth_grad").observations
+    np.testing.assert_allclose(ours, theirs[0].detach(), rtol=1e-3, atol=1e-4 * float(theirs[0].max()))
+
+
+@pytest.mark.parametrize("count", [1, 65])
+def test_a_step_that_is_alone_is_permuted_with_stored_ones(count: int) -> None:
+    result = explain("vector", "permutation_importance", count)
+    assert np.abs(result.observations).sum(axis=1).min() > 0
+    assert np.abs(result.actions).sum(axis=1).min() > 0
 
 
 def test_a_method_that_nobody_knows_is_refused_with_a_suggestion() -> None:

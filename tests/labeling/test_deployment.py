@@ -212,6 +212,13 @@ def test_a_taken_port_is_told_before_anything_starts(tmp_path: Path) -> None:
 def test_settings_that_cannot_be(tmp_path: Path) -> None:
     data = ("--data", str(tmp_path / "data"), "--port", str(free_port()))
     assert "--replicas 0" in refuse(*data, "--replicas", "0")
+    assert "--joins-per-minute" in refuse(*data, "--joins-per-minute", "-1")
+    assert "--clip-port" in refuse(*data, "--clip-port", "70000")
+    assert "no port 65536 for the clip server" in refuse("--data", str(tmp_path), "--port", "65535")
+    assert "another one with --clip-port" in refuse(*data, "--clip-port", data[-1])
+    with socket.create_server((HOST, 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert f"--clip-port {port} cannot be listened on" in refuse(*data, "--clip-port", port)
     file = tmp_path / "file"
     file.write_text("")
     assert "cannot be written" in refuse("--data", str(file), "--port", str(free_port()))

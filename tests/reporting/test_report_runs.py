@@ -218,6 +218,19 @@ def test_a_key_is_short_where_it_says_enough(tmp_path: Path) -> None:
     assert first.others == ("segment_length=20", "reward.learning_rate=0.1")
 
 
+def test_long_values_are_told_apart_by_short_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    for number, word in enumerate(("fast", "slow", "fine")):
+        prompt = f"{'Prefer what walks. ' * 5}{word}{' Answer with a letter.' * 5}"
+        settings = [f"teacher.prompt={prompt}", "teacher.kind=judge", "teacher.url=http://x", "teacher.model=m"]
+        make_run(tmp_path / str(number), 0.5, settings)
+    groups = groups_of(tmp_path)
+    short = "Prefer what walks. P…swer with a letter."
+    assert [method.teacher for method in groups.methods] == [
+        f"judge:m prompt={short}{ending}" for ending in ("", " (2)", " (3)")
+    ]
+
+
 def test_groups_that_lack_environments_are_said(tmp_path: Path) -> None:
     make_run(tmp_path / "a", 0.9, ["env.id=CartPole-v1"])
     make_run(tmp_path / "b", 0.9, [])
@@ -257,7 +270,20 @@ def test_a_setting_that_an_older_run_did_not_know_has_its_default(tmp_path: Path
 def test_settings_of_the_environment_make_tasks(tmp_path: Path) -> None:
     make_run(tmp_path / "a", 0.9, ["env.horizon=100"])
     make_run(tmp_path / "b", 0.9, [])
-    assert groups_of(tmp_path).tasks == ("Pendulum-v1, horizon=100", "Pendulum-v1, horizon=null")
+    assert groups_of(tmp_path).tasks == ("Pendulum-v1, horizon=100", "Pendulum-v1, horizon=200")
+
+
+def test_a_run_that_gives_what_its_environment_decides_is_on_the_same_task(tmp_path: Path) -> None:
+    given = (["env.horizon=200"], ["env.fixed_horizon=true", "env.horizon=200", "env.frame_stack=1"], [])
+    for seed, settings in enumerate(given):
+        make_run(tmp_path / str(seed), 0.5, [*settings, f"seed={seed}"])
+    assert groups_of(tmp_path).tasks == ("Pendulum-v1",)
+    make_run(tmp_path / "other", 0.5, ["env.horizon=100"])
+    assert groups_of(tmp_path).tasks == ("Pendulum-v1, horizon=100", "Pendulum-v1, horizon=200")
+    for name in ("0", "2"):  # cannot be made here
+        config = tmp_path / name / "config.yaml"
+        config.write_text(config.read_text().replace("Pendulum-v1", "NoSuch-v1"))
+    assert groups_of(tmp_path).tasks[:2] == ("NoSuch-v1, horizon=200", "NoSuch-v1, horizon=null")
 
 
 def test_a_dataset_is_a_teacher_without_sampler(tmp_path: Path) -> None:

@@ -93,6 +93,32 @@ def test_the_critic_is_explained_too(name: str) -> None:
     assert np.abs(result.observations).max() > 0
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_what_complete_methods_say_of_a_critic_adds_up(name: str) -> None:
+    cls, action_space = MODULES[name]
+    module = make(cls, action_space)
+    with torch.no_grad():
+        for parameter in module.parameters():  # of fresh networks one action is the best everywhere
+            parameter.mul_(2)
+    subject = value_subject(module, make_spec(STATE, action_space))
+    observations, actions = draw(STATE, action_space, 40)
+    for method in fitting_methods(subject):
+        if not METHODS[method].is_complete:
+            continue
+        result = attribute(
+            subject,
+            3 * observations,
+            actions,
+            method=method,
+            references=(observations, actions),
+            rng=np.random.default_rng(0),
+        )
+        parts = [result.observations] + ([] if result.actions is None else [result.actions])
+        allowed = 0.0026 * sum(np.abs(part).sum(axis=1) for part in parts) + 1e-4
+        assert (np.abs(result.totals - (result.values - result.baseline_values)) <= allowed).all(), method
+    assert ("deep_lift" in fitting_methods(subject)) is (name not in ("dqn", "sac discrete"))
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("space", [FRAME, GRID, MIXED, STATE], ids=["image", "grid", "mixed", "vector"])
 def test_policies_of_relu_fit_every_method_but_those_of_convolutions(space: Box, method: str) -> None:

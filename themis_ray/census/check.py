@@ -51,6 +51,8 @@ QUICK_BY_LEARNER = {
 }
 
 Result = dict[str, Any]
+ENV_FIELDS = ("family", "observation", "action", "horizon", "is_fixed_horizon", "extra")
+RESULT_FIELDS = ("id", *ENV_FIELDS, "error", "failed_check", "wall_s")
 
 
 def _check_episode(env_id: str) -> None:
@@ -167,15 +169,16 @@ def open_results(path: Path, *, is_resumed: bool) -> dict[str, Result]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
         return {}
-    text = path.read_text()
-    whole, _, rest = text.rpartition("\n")
+    whole, _, rest = path.read_bytes().rpartition(b"\n")
     if rest:
-        path.write_text(whole + "\n" if whole else "")
+        path.write_bytes(whole + b"\n" if whole else b"")
     try:
-        rows = [json.loads(line) for line in whole.split("\n") if line]
-        return {row["id"]: row for row in rows}
+        rows = [json.loads(line) for line in whole.decode().split("\n") if line]
+        return {row["id"]: {name: row[name] for name in RESULT_FIELDS} for row in rows}
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error}). Start anew without --resume.") from error
+        raise DataError(
+            f"{path} is damaged ({type(error).__name__}: {error}). Delete it, or give another --out."
+        ) from error
 
 
 def run_checks(env_ids: Sequence[str], num_jobs: int, path: Path) -> Iterator[Result]:
@@ -264,10 +267,7 @@ def _next_finished(workers: Sequence[_Worker]) -> list[_Worker]:
 
 
 def _unknown(env_id: str) -> Result:
-    return {
-        **dict.fromkeys(("family", "observation", "action", "horizon", "is_fixed_horizon", "extra")),
-        "id": env_id,
-    }
+    return {**dict.fromkeys(ENV_FIELDS), "id": env_id}
 
 
 def _serve(connection: Connection[Any, Any]) -> None:

@@ -72,8 +72,9 @@ def census_page(results: Sequence[Mapping[str, Any]], versions: Mapping[str, str
 
 
 def write_page(path: Path, page: str) -> None:
-    """Writes the page, below the line of a file that says so where there is one."""
+    """Writes the page, below the line of a file that says so where there is one; folders above it are made."""
     before, marker, _ = path.read_text().partition(MARKER) if path.exists() else ("", "", "")
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{before}{marker}\n{page}" if marker else page)
 
 

@@ -38,7 +38,7 @@ PROMPT = "Better? [l]eft [r]ight [e]qual [s]kip, [u]ndo [q]uit"
 @click.option("--out", type=click.Path(path_type=Path), help="Dataset of the answers. Default: RUN/annotated.")
 @click.option("--codec", default="vp9", show_default=True, help="vp9 (WebM) or h264 (MP4).")
 @click.option("--fps", default=15.0, show_default=True, help="Env steps per second.")
-@click.option("--seed", default=0, show_default=True, help="Draws new queries.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws new queries.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def annotate(
     source: Path,

@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from themis_ray.cli.paths import check_folder
 from themis_ray.cli.progress import late_progress
 from themis_ray.clips import CODECS, Replayer, spread_segments, write_gallery, write_page
 from themis_ray.data import PreferenceDataset
@@ -42,6 +43,8 @@ def clip(run: Path, num_segments: int, out: Path | None, codec: str, fps: float,
         raise ConfigError(f"--segments {num_segments} shows nothing. Give 1 or more.")
     lookup("codec", codec, CODECS)
     folder, config = RunFolder.open(run)
+    out = out or folder.path / "clips"
+    check_folder("--out", out)
     stored = PreferenceDataset(folder.path).segments
     chosen = spread_segments(stored, num_segments)
     if not chosen:
@@ -49,7 +52,6 @@ def clip(run: Path, num_segments: int, out: Path | None, codec: str, fps: float,
             f"{run} holds {len(stored)} segments, none of which can be replayed. Segments are stored when a teacher is "
             "asked about them; give a run of themis train that asked."
         )
-    out = out or folder.path / "clips"
     clips = []
     with late_progress(f"clips of {config.env.id}") as report, Replayer(config.env) as replayer:
         for written in write_gallery(chosen, replayer, out, codec=codec, clip_fps=fps, has_actions=actions):

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from themis_ray.census import (
@@ -21,6 +23,7 @@ from themis_ray.census import (
     summarise,
     write_page,
 )
+from themis_ray.cli.paths import check_file
 from themis_ray.cli.progress import late_progress, progress_bar
 from themis_ray.config import load_config
 from themis_ray.envs import FAMILIES, list_envs
@@ -52,6 +55,7 @@ def envs(context: click.Context, family: str | None, is_json: bool, jobs: int, d
     """List the environments that the installed packages bring, with observation, actions and horizon."""
     del debug
     if context.invoked_subcommand is not None:
+        _refuse_options_before(context, context.invoked_subcommand)
         return
     env_ids = list_envs(family)
     rows = []
@@ -67,14 +71,22 @@ def envs(context: click.Context, family: str | None, is_json: bool, jobs: int, d
         table.add_column(name, justify="right" if name == "horizon" else "left", overflow="fold")
     for row in rows:
         horizon = "" if row["horizon"] is None else f"{row['horizon']}{' fixed' if row['is_fixed_horizon'] else ''}"
-        table.add_row(
-            row["id"], row["family"], row["observation"] or row["error"], row["action"], horizon, row["extra"]
-        )
+        observation = escape(row["observation"] or row["error"])
+        table.add_row(escape(row["id"]), row["family"], observation, row["action"], horizon, row["extra"])
     Console().print(table)
     missing = [row for row in FAMILIES.values() if row.extra and not any(row.matches(env_id) for env_id in env_ids)]
     if family is None and missing:
         names = ",".join(str(row.extra) for row in missing)
         click.echo(f"Not installed: {', '.join(row.name for row in missing)}. pip install 'themis-ray[{names}]'")
+
+
+def _refuse_options_before(context: click.Context, command: str) -> None:
+    for name, option in {"family": "--family", "is_json": "--json", "jobs": "--jobs"}.items():
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise ConfigError(
+                f"{option} before {command} is of the list of environments. Leave it out, or write what themis envs "
+                f"{command} takes behind {command}."
+            )
 
 
 @envs.command()
@@ -89,11 +101,11 @@ def show(env_id: str, settings: tuple[str, ...], is_json: bool, debug: bool) -> 
     if is_json:
         click.echo(json.dumps([vars(choice) for choice in choices], indent=1))
         return
-    table = Table(title=env_id, title_justify="left")
+    table = Table(title=escape(env_id), title_justify="left")
     for name in ("what", "chosen", "why", "setting"):
         table.add_column(name, overflow="fold")
     for choice in choices:
-        table.add_row(choice.what, choice.chosen, choice.reason, choice.setting)
+        table.add_row(*map(escape, (choice.what, choice.chosen, choice.reason, choice.setting)))
     Console().print(table)
 
 
@@ -123,12 +135,17 @@ def check(
     Ends with exit code 1 if one fails that is not known to.
     """
     del debug
+    if ids is not None and family is not None:
+        raise ConfigError(f"--ids {ids} and --family {family} both say what is checked. Give one of them.")
     env_ids = list_envs(family)
     if ids is not None:
         env_ids = ids.split(",")
         for env_id in env_ids:
             if not env_id:
                 raise UnknownNameError(f"--ids {ids} holds an empty id. Write ids with commas between them.")
+    check_file("--out", out)
+    if page is not None:
+        check_file("--page", page)
     if out.exists() and out.stat().st_size and not resume:
         raise ConfigError(f"{out} holds results. Go on with --resume, give another --out, or delete it.")
     results = open_results(out, is_resumed=resume)
@@ -138,8 +155,8 @@ def check(
         for result in run_checks(todo, _checked_jobs(jobs), out):
             results[result["id"]] = result
             if status_of(result) == "failed":
-                progress.console.print(f"{result['id']}: {result['failed_check']}: {result['error']}")
-            progress.update(task, advance=1, status=f"{result['id']}  {result['wall_s']:.0f} s")
+                progress.console.print(_told(result), highlight=False, markup=False)
+            progress.update(task, advance=1, status=escape(f"{result['id']}  {result['wall_s']:.0f} s"))
     chosen = [results[env_id] for env_id in env_ids]
     _print_summary(chosen)
     if page is not None:
@@ -159,7 +176,11 @@ def _print_summary(results: list[dict[str, Any]]) -> None:
     Console().print(table)
     for result in results:
         if status_of(result) == "failed":
-            click.echo(f"{result['id']}: {result['failed_check']}: {result['error']}")
+            click.echo(_told(result))
+
+
+def _told(result: dict[str, Any]) -> str:
+    return f"{result['id']}: {result['failed_check']}: {result['error']}"
 
 
 def _checked_jobs(jobs: int) -> int:

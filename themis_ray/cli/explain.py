@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from themis_ray.cli.paths import check_folder
 from themis_ray.cli.progress import late_progress
 from themis_ray.clips import CODECS
 from themis_ray.errors import lookup
@@ -43,7 +44,13 @@ Examples:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder. Default: RUN/explanations/OF-METHOD.")
 @click.option("--codec", default="vp9", show_default=True, help="vp9 (WebM) or h264 (MP4).")
 @click.option("--fps", default=10.0, show_default=True, help="Env steps per second.")
-@click.option("--seed", default=0, show_default=True, help="For what is drawn: reference steps, coalitions, noise.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="For what is drawn: reference steps, coalitions, noise.",
+)
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def explain(
     run: Path,
@@ -69,6 +76,7 @@ def explain(
     folder, config = RunFolder.open(run)
     prepare_process()
     out = out or folder.path / "explanations" / f"{of}-{method}"
+    check_folder("--out", out)
     with late_progress(f"{of} of {config.env.id}") as report:
         opened = ExplainedRun(folder.path, config, seed)
         page = explain_run(opened, explanation, Output(out, codec, fps), num_segments, influence, report)

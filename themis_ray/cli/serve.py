@@ -31,6 +31,7 @@ Examples:
   themis serve --host 0.0.0.0 --public-url https://labels.example.org --clips-url https://labels.example.org
 """
 OBJECT_STORE_BYTES = 80 << 20
+PORT = click.IntRange(1, 65535)
 LINKS_FILE = "links.txt"
 
 
@@ -43,13 +44,19 @@ LINKS_FILE = "links.txt"
     help="Folder of answers, clips and secret.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for every one.")
-@click.option("--port", default=8000, show_default=True, help="Port of the pages and the API.")
-@click.option("--clip-port", type=int, help="Port of the clip server. Default: the one after --port.")
+@click.option("--port", type=PORT, default=8000, show_default=True, help="Port of the pages and the API.")
+@click.option("--clip-port", type=PORT, help="Port of the clip server. Default: the one after --port.")
 @click.option("--public-url", help="Where people reach the service, if a proxy stands in front of it.")
 @click.option("--clips-url", help="Where people reach the clip server, if a proxy stands in front of it.")
 @click.option("--database-url", default="", help="Postgres instead of SQLite in the data folder.")
 @click.option("--replicas", default=2, show_default=True, help="Processes that answer.")
-@click.option("--joins-per-minute", default=600, show_default=True, help="People who may come to one study a minute.")
+@click.option(
+    "--joins-per-minute",
+    type=click.IntRange(min=1),
+    default=600,
+    show_default=True,
+    help="People who may come to one study a minute.",
+)
 @click.option("--example/--no-example", default=True, show_default=True, help="Add an example study on first start.")
 @click.option(
     "--haproxy/--no-haproxy", default=True, show_default=True, help="Answer through HAProxy, which is faster."
@@ -79,9 +86,14 @@ def serve(
     if replicas < 1:
         raise ConfigError(f"--replicas {replicas} answers nobody. Give 1 or more.")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    _check_port(host, port)
-    address = _reachable_host(host)
     clip_port = port + 1 if clip_port is None else clip_port
+    if clip_port == port or clip_port not in range(65536):
+        raise ConfigError(
+            f"--port {port} leaves no port {clip_port} for the clip server. Give it another one with --clip-port."
+        )
+    _check_port(host, "--port", port)
+    _check_port(host, "--clip-port", clip_port)
+    address = _reachable_host(host)
     public_url = (public_url or f"http://{address}:{port}").rstrip("/")
     with contextlib.ExitStack() as stack:
         stack.enter_context(_only_service(data))
@@ -152,11 +164,13 @@ def _only_service(data: Path) -> Iterator[None]:
         yield
 
 
-def _check_port(host: str, port: int) -> None:
+def _check_port(host: str, option: str, port: int) -> None:
     try:
         socket.create_server((host, port)).close()
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"--host {host} --port {port} cannot be listened on ({error}). Give another port.") from error
+    except OSError as error:
+        raise ConfigError(
+            f"--host {host} {option} {port} cannot be listened on ({error}). Give another port."
+        ) from error
 
 
 def _reachable_host(host: str) -> str:

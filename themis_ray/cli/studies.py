@@ -12,8 +12,10 @@ from typing import Any, TypeVar, cast
 import click
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from themis_ray.cli.paths import check_file
 from themis_ray.cli.progress import late_progress, progress_bar
 from themis_ray.clips import CODECS
 from themis_ray.data import Choice, Query
@@ -134,7 +136,7 @@ def list_studies(url: str, token: str | None, token_env: str, debug: bool) -> No
         table.add_column(name, justify="left" if name in ("study", "title", "status") else "right")
     for row in rows:
         counts = (str(row[f"num_{name}"]) for name in ("queries", "answers", "wanted", "annotators"))
-        table.add_row(row["id"], row["title"], row["status"], *counts)
+        table.add_row(row["id"], escape(row["title"]), row["status"], *counts)
     Console().print(table)
 
 
@@ -170,6 +172,7 @@ def export(
     lookup("format", name, dict.fromkeys(formats.values()))
     if out.exists():
         raise ConfigError(f"--out {out} is there already. Give another file.")
+    check_file("--out", out)
     with connect(url, token, token_env) as client:
         content = client.export(study_id, name)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +193,7 @@ def export(
 )
 @click.option("--codec", default="vp9", show_default=True, help="vp9 (WebM) or h264 (MP4).")
 @click.option("--fps", default=15.0, show_default=True, help="Env steps per second.")
-@click.option("--seed", default=0, show_default=True, help="Draws the queries.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the queries.")
 @connected
 def add_queries(
     study_id: str,
@@ -273,7 +276,9 @@ def right_answers(queries: list[Query], rng: np.random.Generator) -> dict[str, C
 @click.option("--n", "num_annotators", default=20, show_default=True, help="How many people.")
 @click.option("--think-s", default=8.0, show_default=True, help="Mean seconds of thought before an answer.")
 @click.option("--teacher", default="oracle", show_default=True, help="What they prefer; see themis list teachers.")
-@click.option("--seed", default=0, show_default=True, help="Every draw of theirs comes from it.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Every draw of theirs comes from it."
+)
 @click.option("--arrival-s", type=float, help="Seconds during which they come. Default: --think-s.")
 @click.option("--idle-s", default=60.0, show_default=True, help="Who has nothing to do for so long leaves.")
 @click.option("--duration-s", type=float, help="All leave after so long. Default: when they are done.")
@@ -299,6 +304,8 @@ def simulate_annotators(
     """Let programs take part in a study over HTTP, as people do in their browsers."""
     del debug
     parameters: TeacherParameters = lookup("teacher", teacher, TEACHERS)
+    if ledger is not None:
+        check_file("--ledger", ledger)
     # Takes long to import, like everything of the service.
     from themis_ray.labeling.simulate import read_simulation, simulate
     from themis_ray.labeling.simulated_annotator import SimulationResult

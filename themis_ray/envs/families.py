@@ -13,7 +13,7 @@ import gymnasium as gym
 
 from themis_ray.envs.display import Renderer
 from themis_ray.envs.seeding import RenewWorld, RestoreSimulator, SeedGoal
-from themis_ray.envs.wrappers import ATARI_FRAME_SKIP, AnyEnv, prepare_atari
+from themis_ray.envs.wrappers import AnyEnv, prepare_atari
 
 __all__ = ["FAMILIES", "Family", "find_family"]
 
@@ -72,9 +72,19 @@ def grid_horizon(env: AnyEnv) -> int | None:
 
 
 def atari_horizon(env: AnyEnv) -> int | None:
-    """Returns the emulator's own limit in env steps (108 000 screens, 4 a step)."""
+    """Returns the emulator's own limit in env steps (108 000 screens, most often 4 a step)."""
     num_screens = env.spec.kwargs.get("max_num_frames_per_episode") if env.spec is not None else None
-    return None if num_screens is None else int(num_screens) // ATARI_FRAME_SKIP
+    if num_screens is None:
+        return None
+    inner: Any = env.unwrapped
+    skipped = inner._frameskip  # ale_py has no public way to it
+    least = skipped[0] if isinstance(skipped, tuple) else skipped  # of a pair, a number is drawn for each step
+    layer = env
+    while isinstance(layer, gym.Wrapper):
+        if isinstance(layer, gym.wrappers.AtariPreprocessing):
+            least *= layer.frame_skip
+        layer = layer.env
+    return int(num_screens) // int(least)
 
 
 def dm_control_horizon(env: AnyEnv) -> int | None:
@@ -275,7 +285,7 @@ _ROWS = (
     ),
     Family(
         "other",
-        r".+",
+        r"(?s:.*)",
         "any other registered id, module:Class and module:id",
         fixed_horizon=False,
     ),

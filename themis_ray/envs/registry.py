@@ -204,7 +204,8 @@ def _make(config: EnvConfig, render_mode: str | None) -> tuple[AnyEnv, Family, i
                     f"environment {config.id!r} has no time limit of its own, so a fixed horizon has no length. "
                     "Set horizon to a number of env steps, or fixed_horizon to false."
                 )
-            never_ends_early = NEVER_END_EARLY.fullmatch(config.id) is not None
+            # A wrapper of the user may end episodes of any environment.
+            never_ends_early = NEVER_END_EARLY.fullmatch(config.id) is not None and not config.wrappers
             env = gym.wrappers.TimeLimit(env, horizon) if never_ends_early else FixedHorizon(env, horizon)
         elif horizon is not None:
             env = gym.wrappers.TimeLimit(env, horizon)
@@ -216,6 +217,11 @@ def _make(config: EnvConfig, render_mode: str | None) -> tuple[AnyEnv, Family, i
 
 def _observed(env: AnyEnv, config: EnvConfig, family: Family) -> AnyEnv:
     """Returns the environment with standard observations and actions, stacked and normalised as asked for."""
+    for name in ("observation_space", "action_space"):
+        if not isinstance(getattr(env, name, None), spaces.Space):
+            raise ConfigError(
+                f"environment {config.id!r} has no {name}. Set it in its constructor, to a space of gymnasium."
+            )
     env = standardise_actions(standardise_observations(env))
     env = stack_frames(env, _num_stacked_frames(config, family, infer_observation_kind(env.observation_space)))
     if not config.normalize_observations:
@@ -226,6 +232,11 @@ def _observed(env: AnyEnv, config: EnvConfig, family: Family) -> AnyEnv:
 
 def _create(config: EnvConfig, family: Family, target: str | Callable[..., AnyEnv], render_mode: str | None) -> AnyEnv:
     """Makes the environment with its family's wrappers and without a time limit."""
+    if isinstance(target, str) and "max_episode_steps" in config.kwargs:
+        raise ConfigError(
+            f"env.kwargs.max_episode_steps={config.kwargs['max_episode_steps']} would end episodes before their "
+            "horizon. Set env.horizon instead, a number of env steps."
+        )
     kwargs = family.prepare_kwargs(config.kwargs) if config.family_wrappers else dict(config.kwargs)
     construct = target if callable(target) else partial(gym.make, target, max_episode_steps=-1)
     try:
@@ -276,6 +287,11 @@ def _find_target(env_id: str) -> tuple[Family, str | Callable[..., AnyEnv]]:
         raise ConfigError(
             f"environment {env_id!r}: module {module_name!r} cannot be imported ({error}). "
             "Install its package with pip install, or put its folder on PYTHONPATH."
+        ) from error
+    except Exception as error:  # the user's own code, or a name that no module can have
+        raise ConfigError(
+            f"environment {env_id!r}: module {module_name!r} cannot be imported ({type(error).__name__}: {error}). "
+            "Write an id, module:id or module:Class of a module that can be."
         ) from error
     if name in gym.registry:
         return family, name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from captum.attr import FeatureAblation, FeaturePermutation, Occlusion, ShapleyValueSampling
 from torch import Tensor
@@ -36,9 +38,15 @@ def feature_ablation(job: Job) -> tuple[Tensor, ...]:
 
 
 def permutation_importance(job: Job) -> tuple[Tensor, ...]:
-    """Returns what is lost when a group is taken from another of the rows, divided among its inputs."""
-    groups = job.groups
-    return _shared(job.call(FeaturePermutation(job.subject.function), feature_mask=groups), groups)
+    """Returns what is lost when a group is taken from another of the rows, divided among its inputs.
+
+    A row that is alone takes it from a stored row.
+    """
+    num_rows, groups = len(job.rows), job.groups
+    if num_rows == 1:
+        job = replace(job, rows=job.rows.followed_by(job.references))
+    parts = _shared(job.call(FeaturePermutation(job.subject.function), feature_mask=groups), groups)
+    return tuple(part[:num_rows] for part in parts)
 
 
 def occlusion(job: Job) -> tuple[Tensor, ...]:

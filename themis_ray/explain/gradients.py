@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from captum.attr import GradientShap, InputXGradient, IntegratedGradients, NoiseTunnel, Saliency
+from captum.attr import GradientShap, InputXGradient, IntegratedGradients, Saliency
 from torch import Tensor
 
+from themis_ray.envs import image_parts
 from themis_ray.explain.job import Job
 from themis_ray.explain.subject import Rows, Subject
 
@@ -31,6 +32,8 @@ PATH_RULE = "riemann_middle"
 PATH_ROWS_PER_PASS = 128
 NUM_NOISY_COPIES = 16
 NOISE_SHARE = 0.1
+MIN_SPAN = 1e-6
+COPIES_PER_PASS = 4
 NUM_SHAP_BASELINES = 8
 
 
@@ -98,11 +101,38 @@ def input_x_gradient(job: Job) -> tuple[Tensor, ...]:
 
 
 def smooth_grad(job: Job) -> tuple[Tensor, ...]:
-    """Returns the magnitude of the gradient, mean over copies with noise of a tenth of the span of stored steps."""
-    spans = tuple(float(part.amax() - part.amin()) for part in job.references.inputs)
-    stdevs = tuple(NOISE_SHARE * max(span, 1e-6) for span in spans)
-    method = NoiseTunnel(Saliency(job.subject.function))
-    return job.call(method, nt_type="smoothgrad", nt_samples=NUM_NOISY_COPIES, nt_samples_batch_size=4, stdevs=stdevs)
+    """Returns the magnitude of the gradient, mean over copies with noise of a tenth of the span of stored steps.
+
+    Captum's own has one span for all inputs; here each number of a vector has its own, since their units differ.
+    """
+    stdevs = [NOISE_SHARE * span.clamp_min(MIN_SPAN) for span in _spans(job.subject, job.references)]
+    method = Saliency(job.subject.function)
+    copies, context = (
+        tuple(part.repeat_interleave(COPIES_PER_PASS, dim=0) for part in parts)
+        for parts in (job.rows.inputs, job.rows.context)
+    )
+    totals = [torch.zeros_like(part) for part in job.rows.inputs]
+    for _ in range(NUM_NOISY_COPIES // COPIES_PER_PASS):
+        noisy = tuple(
+            (part + torch.normal(0.0, stdev.expand_as(part))).requires_grad_()
+            for part, stdev in zip(copies, stdevs, strict=True)
+        )
+        for total, part in zip(totals, method.attribute(noisy, additional_forward_args=context or None), strict=True):
+            total += part.detach().unflatten(0, (-1, COPIES_PER_PASS)).sum(dim=1)
+    return tuple(total / NUM_NOISY_COPIES for total in totals)
+
+
+def _spans(subject: Subject, references: Rows) -> tuple[Tensor, ...]:
+    """Returns largest minus smallest stored value: of each number of a vector, of a whole picture, of all actions."""
+    observations, *actions = references.inputs
+    whole = tuple(part.amax() - part.amin() for part in actions)
+    if subject.observation_kind in ("image", "grid"):
+        return observations.amax() - observations.amin(), *whole
+    spans = observations.amax(dim=0) - observations.amin(dim=0)
+    for picture in image_parts(subject.observation_space):
+        pixels = observations[:, picture.start : picture.stop]
+        spans[picture.start : picture.stop] = pixels.amax() - pixels.amin()
+    return spans, *whole
 
 
 def gradient_shap(job: Job) -> tuple[Tensor, ...]:

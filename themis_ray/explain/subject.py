@@ -34,6 +34,13 @@ class Rows(NamedTuple):
         """Returns some of the rows."""
         return Rows(tuple(part[rows] for part in self.inputs), tuple(part[rows] for part in self.context))
 
+    def followed_by(self, others: Rows) -> Rows:
+        """Returns these rows and then others of the same subject."""
+        return Rows(
+            tuple(map(torch.cat, zip(self.inputs, others.inputs, strict=True))),
+            tuple(map(torch.cat, zip(self.context, others.context, strict=True))),
+        )
+
 
 class Split(NamedTuple):
     """A subject cut in two behind its first layer."""

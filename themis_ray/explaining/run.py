@@ -242,13 +242,18 @@ class ExplainedRun:
         Args:
             explanation: Of an action or a value.
             queries: Observations and actions, Q of them.
+
+        Raises:
+            DataError: No stored episode is long enough.
         """
         make = policy_subject if explanation.of == "action" else value_subject
-        stored = self.run.pool.sample_segments(
-            min(NUM_STORED_STATES, self.run.pool.num_starts(STATE_CLIP_STEPS)),
-            STATE_CLIP_STEPS,
-            self.streams["explanation"],
-        )
+        num_stored = min(NUM_STORED_STATES, self.run.pool.num_starts(STATE_CLIP_STEPS))
+        if not num_stored:
+            raise DataError(
+                f"{self.run.path} holds no episode of {STATE_CLIP_STEPS} env steps, so there are no states to ask for "
+                f"their influence. Leave out --influence, and give a method other than {INFLUENCE}."
+            )
+        stored = self.run.pool.sample_segments(num_stored, STATE_CLIP_STEPS, self.streams["explanation"])
         middles = (
             np.stack([segment.observations[STATE_CLIP_STEPS // 2] for segment in stored]),
             np.stack([segment.actions[STATE_CLIP_STEPS // 2] for segment in stored]),

@@ -18,9 +18,11 @@ from themis_ray.reporting.settings import (
     UNUSED,
     comparable_settings,
     differing_settings,
+    fill_env_choices,
     finer_settings,
     setting_order,
     short_key,
+    short_values,
     teacher_names,
 )
 
@@ -39,7 +41,7 @@ class Method:
         teacher: Who answers, with the settings of the teacher that differ between runs.
         sampler: Who chooses the queries; empty where none are asked.
         others: Every other setting that differs between runs, as key=value; only the last word of the key where no
-            other setting ends with it.
+            other setting ends with it, and of a long value only its two ends.
     """
 
     is_learned: bool
@@ -125,17 +127,19 @@ def group_runs(runs: Sequence[Run], stopped: Sequence[Run] = ()) -> Groups:
         stopped: Runs that were ended early; those they would stand beside are what such a choice has left.
     """
     teachers = teacher_names([*runs, *stopped])
-    table = {run: comparable_settings(run, teachers[run]) for run in runs}
+    settings_of = fill_env_choices({run: comparable_settings(run, teachers[run]) for run in (*runs, *stopped)})
+    table = {run: settings_of[run] for run in runs}
     tasks = _tasks(table)
     learned = [run for run in runs if run.learns_reward]
     true = [run for run in runs if not run.learns_reward]
     named, silent = _distinguishing(learned, table, tasks)
     named_true, _ = _distinguishing(true, table, tasks)
+    called = {key: short_values(one.get(key, "null") for one in table.values()) for key in {*named, *named_true}}
     members: dict[tuple[str, Method], list[Run]] = {}
     for run in runs:
-        method = _method(run, table[run], named if run.learns_reward else named_true)
+        method = _method(run, table[run], named if run.learns_reward else named_true, called)
         members.setdefault((tasks[run], method), []).append(run)
-    ended = {run: comparable_settings(run, teachers[run]) for run in stopped}
+    ended = {run: settings_of[run] for run in stopped}
     left_out: list[LeftOutRun] = []
     notes: list[str] = []
     cells = {}
@@ -243,10 +247,12 @@ def _natural(text: str) -> list[Any]:
     return [float(part) if number % 2 else part for number, part in enumerate(parts)]
 
 
-def _method(run: Run, settings: Mapping[str, str], named: Sequence[str]) -> Method:
+def _method(
+    run: Run, settings: Mapping[str, str], named: Sequence[str], called: Mapping[str, Mapping[str, str]]
+) -> Method:
     # Nothing is said of a setting that has no value, such as a number that is the preset's.
     parts = [(key, settings.get(key, "null")) for key in named]
-    shown = [(key, value) for key, value in parts if value not in ("null", UNUSED)]
+    shown = [(key, called[key][value]) for key, value in parts if value not in ("null", UNUSED)]
     of_teacher = [f"{key.removeprefix('teacher.')}={value}" for key, value in shown if key.startswith("teacher.")]
     others = [f"{short_key(key, settings)}={value}" for key, value in shown if not key.startswith("teacher.")]
     teacher = " ".join((settings["teacher.name"], *of_teacher)) if run.learns_reward else TRUE_REWARD

@@ -9,7 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from themis_ray.config import flatten, load_config
+from pydantic import ValidationError
+
+from themis_ray.config import flatten, load_config, nest
+from themis_ray.envs import EnvConfig, get_env_spec, resolve_env
+from themis_ray.errors import ThemisError
 from themis_ray.reporting.runs import Run
 from themis_ray.rllib.settings import LEARNER_DEFAULTS
 
@@ -20,10 +24,12 @@ __all__ = [
     "UNUSED",
     "comparable_settings",
     "differing_settings",
+    "fill_env_choices",
     "finer_settings",
     "learner_settings",
     "setting_order",
     "short_key",
+    "short_values",
     "teacher_names",
     "text_of",
 ]
@@ -38,7 +44,11 @@ BOOKKEEPING = re.compile(
 # What the name of a teacher says already.
 IN_TEACHER_NAME = re.compile(r"teacher\.(kind|name|function|model|study)$|feedback\.dataset$")
 FEEDBACK_ONLY = re.compile(r"teacher\.|feedback\.|reward\.|preset$")
+# What pictures and tables have room for.
+MAX_VALUE_LENGTH = 40
 ONLY_SEED = re.compile(r"s(eed)?[-_]?\*")
+# What an environment decides where nothing is said.
+ENV_CHOICES = ("env.fixed_horizon", "env.horizon", "env.frame_stack")
 PATHS = ("snapshot", "algorithm.reference", "feedback.demonstrations", "feedback.dataset")
 ORDER = ("teacher.", "preset", "feedback.", "reward.", "algorithm.", "")
 
@@ -62,6 +72,35 @@ def comparable_settings(run: Run, teacher: str) -> dict[str, str]:
     if run.learns_reward:
         settings["teacher.name"] = teacher
     return {key: text_of(value) for key, value in settings.items() if not BOOKKEEPING.match(key)}
+
+
+def fill_env_choices(table: Mapping[Run, Mapping[str, str]]) -> dict[Run, Mapping[str, str]]:
+    """Return the settings of runs with what the environment decides, where it was given in some of its runs only.
+
+    Where the environment cannot be made here, they stay as they are.
+    """
+    filled = dict(table)
+    for env_id in {run.env_id for run in table}:
+        same = [run for run in table if run.env_id == env_id]
+        given = [{table[run].get(key, "null") for run in same} for key in ENV_CHOICES]
+        if any(len(values) > 1 and "null" in values for values in given):
+            filled |= {run: {**table[run], **_env_choices(run)} for run in same}
+    return filled
+
+
+def _env_choices(run: Run) -> dict[str, str]:
+    given = nest({key: value for key, value in run.settings.items() if key.startswith("env.")})["env"]
+    try:
+        chosen = _resolved_env(EnvConfig.model_validate(given).model_dump_json())
+    except (ThemisError, ValidationError):
+        return {}
+    return {key: text_of(getattr(chosen, key.removeprefix("env."))) for key in ENV_CHOICES}
+
+
+@functools.cache
+def _resolved_env(given: str) -> EnvConfig:
+    config = EnvConfig.model_validate_json(given)
+    return resolve_env(config, get_env_spec(config))
 
 
 def _without_seed(path: str, seed: int) -> str:
@@ -137,6 +176,21 @@ def short_key(key: str, settings: Iterable[str]) -> str:
     """Return the last word of a setting's key where it says enough, else the key."""
     word = key.rpartition(".")[2]
     return key if any(other != key and other.rpartition(".")[2] == word for other in settings) else word
+
+
+def short_values(values: Iterable[str]) -> dict[str, str]:
+    """Return what each value is called in a name: itself, or its two ends, numbered where another is called so."""
+    called: dict[str, str] = {}
+    for value in sorted(set(values), key=lambda value: (len(value) > MAX_VALUE_LENGTH, value)):
+        # Paths differ at their ends, prompts anywhere.
+        ends = f"{value[: MAX_VALUE_LENGTH // 2]}…{value[-MAX_VALUE_LENGTH // 2 + 1 :]}"
+        name = short = value if len(value) <= MAX_VALUE_LENGTH else ends
+        number = 1
+        while name in called.values():
+            number += 1
+            name = f"{short} ({number})"
+        called[value] = name
+    return called
 
 
 def learner_settings(settings: Mapping[str, str]) -> dict[str, str]:

@@ -175,7 +175,7 @@ def value_subject(module: Any, spec: EnvSpec) -> Subject:
             return _head_subject("value", "value", _Head(own, module.vf, _dimension(0)), spec, read)
         case DQNModule():
             encoder, last = module.q_network
-            return _head_subject("value", "largest Q-value", _Head(encoder, last, _largest), spec, read)
+            return _largest_subject(_Head(encoder, last, _largest), spec, read)
         case SACModule() if module.is_continuous:
             function = _Critics(module.critics)
 
@@ -194,8 +194,7 @@ def value_subject(module: Any, spec: EnvSpec) -> Subject:
             )
         case SACModule():
             critic: Any = module.critics[0]
-            head = _Head(critic["encoder"], critic["head"], _largest)
-            return _head_subject("value", "largest Q-value", head, spec, read)
+            return _largest_subject(_Head(critic["encoder"], critic["head"], _largest), spec, read)
     raise ConfigError(f"{type(module).__name__} has no critic that can be explained. Explain its action.")
 
 
@@ -231,6 +230,11 @@ def trace(subject: Subject) -> Traced:
         return -head.read(outputs, *((context,) if head.takes_context else ())).sum()
 
     return Traced(nn.Sequential(head.encoder, head.last_layer), head.last_layer, loss)
+
+
+def _largest_subject(head: _Head, spec: EnvSpec, read: Callable[[NDArray[Any], NDArray[Any]], Rows]) -> Subject:
+    # At the baseline another action may have the largest.
+    return _head_subject("value", "largest Q-value", head, spec, read, is_network_output=False)
 
 
 def _head_subject(
