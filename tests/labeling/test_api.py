@@ -7,6 +7,7 @@ from conftest import CLIP_BYTES, answer, clip_name, new_query
 
 from themis_ray.labeling import tables
 from themis_ray.labeling.clip_server import clip_path
+from themis_ray.labeling.export import read_answers
 from themis_ray.labeling.signing import check_clip
 
 
@@ -223,6 +224,23 @@ def test_a_study_of_an_older_version_is_read_without_what_is_gone(lab):
         older = settings[:-1] + ', "is_gone": 1}'
         connection.execute(tables.study.update().values(settings=older))
     assert lab.service.store.studies.get("cart").config.title == "Carts"
+
+
+@pytest.mark.parametrize("has_gold", [True, False])
+def test_gold_weighs_answers_where_every_query_is_asked_once(lab, has_gold, tmp_path):
+    program = lab.program(lab.study(num_queries=40, queries_per_annotator=40, gold_share=0.5, min_gold_accuracy=0.6))
+    if has_gold:
+        gold = [new_query(100 + number, kind="gold", gold_choice="equal") for number in range(8)]
+        assert program.post("/api/v1/studies/cart/queries", json={"queries": gold}).status_code == 200
+    ada = lab.annotator()
+    work_through(ada, "left")
+    expected = 0.0 if has_gold else 1.0
+    (person,) = program.get("/api/v1/studies/cart/report").json()["annotators"]
+    assert person["weight"] == expected
+    assert {row["weight"] for row in program.get("/api/v1/studies/cart/answers").json()["answers"]} == {expected}
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes(program.get("/api/v1/studies/cart/export?format=jsonl").content)
+    assert {row.weight for row in read_answers(path)} == {expected}
 
 
 def test_bad_answers_are_refused_in_one_line(lab):
