@@ -94,6 +94,22 @@ def test_an_experimenter_sees_their_own_studies_only(lab):
     assert {row["id"] for row in lab.member().get("/api/v1/studies").json()} == {"cart", "boat", "new"}
 
 
+def test_who_sends_the_settings_of_a_study_of_others_does_not_get_into_it(lab):
+    ada, bob, admin = lab.member("experimenter"), lab.member("experimenter"), lab.member()
+    settings = {"id": "new", "title": "New"}
+    for _ in range(2):
+        assert ada.post("/api/v1/studies", json=settings).status_code == 201
+    assert admin.post("/api/v1/studies", json=settings).status_code == 201
+    form = {"csrf_token": bob.headers["X-CSRF-Token"], "settings": "id: new\ntitle: New"}
+    for title in ("New", "Old"):
+        refused = bob.post("/api/v1/studies", json=settings | {"title": title})
+        assert refused.status_code == 409
+        assert refused.json()["error"] == "there is a study 'new' already. Choose another id."
+    assert bob.post("/studies", data=form, follow_redirects=False).status_code == 409
+    assert bob.get("/api/v1/studies/new").status_code == 404
+    assert bob.get("/studies/new").status_code == 404
+
+
 def test_an_annotator_is_no_experimenter_and_sees_own_work_only(lab):
     lab.study()
     ada, bob = lab.annotator(), lab.annotator()

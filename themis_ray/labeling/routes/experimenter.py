@@ -183,12 +183,10 @@ def study_view(service: Service, row: StudyRow) -> StudyView:
 
 @router.post("/studies", status_code=201)
 def create_study(service: ServiceOf, caller: AnyCaller, config: StudyConfig) -> StudyView:
-    """Makes a study, which the maker may see from then on. The same study again changes nothing."""
+    """Makes a study, which the maker may see from then on. Their same study again changes nothing."""
     if caller.member is None:
         raise ForbiddenError("a token is of one study and makes no others. Sign in to make a study.")
-    row = service.store.studies.create(config, caller.id)
-    service.store.access.add_to_study(caller.member.id, row.id)
-    return study_view(service, row)
+    return study_view(service, service.store.studies.create(config, caller.id, caller.member))
 
 
 @router.get("/studies")

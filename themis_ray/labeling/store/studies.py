@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from themis_ray.data import Choice
 from themis_ray.labeling import tables
 from themis_ray.labeling.database import Database, repeated
-from themis_ray.labeling.store.access import write_audit
+from themis_ray.labeling.store.access import Member, write_audit
 from themis_ray.labeling.store.draws import draw
 from themis_ray.labeling.store.errors import ConflictError, NotFoundError, WrongError
 from themis_ray.labeling.study import StudyConfig
@@ -110,11 +110,16 @@ class Studies:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def create(self, config: StudyConfig, actor: str) -> StudyRow:
+    def create(self, config: StudyConfig, actor: str, maker: Member | None = None) -> StudyRow:
         """Makes a study, which runs at once. The same study again changes nothing, though it was extended since.
 
+        Args:
+            config: What it asks.
+            actor: Who makes it, as the record of acts calls them.
+            maker: A member, who may see it from then on.
+
         Raises:
-            ConflictError: Another study has this id.
+            ConflictError: Another study has this id, or one that is not the maker's business.
             WrongError: An arm shows an explanation that there is not.
         """
         with self._database.write() as connection:
@@ -130,6 +135,11 @@ class Studies:
             if is_new:
                 _check_arms(config)
                 write_audit(connection, actor, "study.create", config.id, {"title": config.title})
+                if maker is not None:
+                    self._insert_new(connection, tables.membership, [{"member_id": maker.id, "study_id": config.id}])
+                    write_audit(connection, actor, "member.add", config.id, {"member": maker.id})
+            elif maker is not None and not maker.may_see(config.id):
+                raise ConflictError(f"there is a study {config.id!r} already. Choose another id.")
             elif not _is_same(study.config, config):
                 raise ConflictError(
                     f"there is a study {config.id!r} with other settings. Choose another id; a study that people "
