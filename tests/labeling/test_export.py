@@ -2,6 +2,8 @@
 
 import json
 import re
+import sqlite3
+import time
 import zipfile
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,12 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import answer, clip_name, new_query
+from label_stores import check_counts
 from test_report import make_answer
 
 from themis_ray.errors import DataError, UnknownNameError
 from themis_ray.labeling.export import ANSWER_FORMATS, SCHEMA, AnswerRow, answer_rows, read_answers, write_answers
 from themis_ray.labeling.routes import exports
 from themis_ray.labeling.store import LabelStore, NotFoundError, WrongError
+from themis_ray.labeling.store.places import free_expired
 from themis_ray.labeling.study import Arm, StudyConfig
 from themis_ray.labeling.transfer import export_study, import_study
 from themis_ray.wire import NewQuery
@@ -205,6 +209,38 @@ def second_service(lab, tmp_path, overlap=3):
         store.studies.add_clip("cart", clip_name(number), 3)
     store.studies.add_queries("cart", [NewQuery.model_validate(new_query(number)) for number in range(4)], "test")
     return store
+
+
+@pytest.mark.parametrize("state", ["leased", "expired"])
+def test_a_backup_takes_answers_to_what_was_on_desks_when_it_was_made(lab, tmp_path, state):
+    lab.study("cart", num_queries=4, overlap=2, queries_per_annotator=4)
+    store, client = lab.service.store, lab.annotator()
+    held = client.get("/api/v1/assignments").json()["assignments"]
+    with sqlite3.connect(tmp_path / "labels.db") as source, sqlite3.connect(tmp_path / "backup.db") as copy:
+        source.backup(copy)
+    for assignment in held[:2]:
+        answer(client, assignment)
+    export_study(store, "cart", tmp_path / "a.parquet", "parquet")
+    backup = LabelStore(f"sqlite:///{tmp_path}/backup.db")
+    if state == "expired":
+        with backup.database.write() as connection:
+            assert free_expired(connection, "cart", time.time() + 1e6)
+    for expected in ((2, 0), (0, 2)):
+        counts = import_study(backup, "cart", tmp_path / "a.parquet", "me")
+        assert (counts.num_new, counts.num_known) == expected
+        check_counts(backup, "cart")
+    export_study(backup, "cart", tmp_path / "b.parquet", "parquet")
+    assert list(read_answers(tmp_path / "b.parquet")) == list(read_answers(tmp_path / "a.parquet"))
+    desk = backup.work.desk(client.annotator_id, 4)
+    assert {row.id for row in desk.assignments} >= {held[2]["assignment_id"]}
+    assert (desk.progress.num_answered, len(desk.assignments)) == (2, 2)
+    for assignment in client.get("/api/v1/assignments").json()["assignments"]:
+        answer(client, assignment)
+    export_study(store, "cart", tmp_path / "c.parquet", "parquet")
+    import_study(backup, "cart", tmp_path / "c.parquet", "me")
+    assert backup.work.desk(client.annotator_id, 3).stage == "done"
+    check_counts(backup, "cart")
+    backup.close()
 
 
 def test_more_answers_than_were_wanted_are_wanted_from_then_on(lab, tmp_path):
