@@ -183,6 +183,23 @@ def test_an_export_holds_nothing_that_a_panel_says(lab, tmp_path, name):
     assert all("person-" not in row.model_dump_json() for row in read_answers(tmp_path / name))
 
 
+def test_queries_that_are_added_and_answered_during_an_export_are_in_the_next_one(lab, tmp_path, monkeypatch):
+    fill(lab, num_people=1)
+    store, read = lab.service.store, lab.service.store.studies.queries
+
+    def read_and_go_on(*args, **kwargs):
+        rows = read(*args, **kwargs)
+        monkeypatch.setattr(store.studies, "queries", read)
+        assert store.studies.add_queries("cart", [NewQuery.model_validate(new_query(9))], "test") == 1
+        client = lab.annotator()
+        assert answer(client, client.get("/api/v1/assignments").json()["assignments"][0]).status_code == 200
+        return rows
+
+    monkeypatch.setattr(store.studies, "queries", read_and_go_on)
+    assert export_study(store, "cart", tmp_path / "a.jsonl", "jsonl") == 4
+    assert export_study(store, "cart", tmp_path / "b.jsonl", "jsonl") == 5
+
+
 def test_an_export_and_its_import_are_the_same_study(lab, tmp_path):
     fill(lab)
     store = lab.service.store
