@@ -17,6 +17,7 @@ __all__ = [
     "EXPLAINED",
     "EXPLANATION_METHODS",
     "OVERLAY_PATTERN",
+    "Action",
     "AnswerPage",
     "AnswerReceipt",
     "AssignmentView",
@@ -44,6 +45,7 @@ FeedbackKind = Literal["pairwise", "rating", "steps", "demonstration"]
 QueryKind = Literal["ordinary", "gold", "practice"]
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 ClipName = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}\.(webm|mp4)$")]
+Action = Annotated[int, Field(ge=0, lt=2**31)]
 LongId = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:~-]+$")]
 
 # What an overlay may explain, and how; the explanations themselves are out of the service's reach, so that it needs no
@@ -152,7 +154,7 @@ class NewAnswer(Wire):
     steps: tuple[Literal[-1, 0, 1], ...] | None = Field(
         default=None, max_length=MAX_CLIP_FRAMES, description="Of steps: bad, nothing or good for each frame."
     )
-    actions: tuple[int, ...] | None = Field(
+    actions: tuple[Action, ...] | None = Field(
         default=None, max_length=MAX_CLIP_FRAMES, description="Of demonstration: the discrete actions taken."
     )
     reset_seed: int | None = Field(default=None, ge=0, description="Of demonstration: the seed of the episode.")

@@ -140,6 +140,14 @@ def test_what_is_there_is_not_written_over(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
 
 
+def test_a_number_that_is_too_large_for_a_column_is_told_in_one_line(tmp_path):
+    row = make_rows()[4].model_copy(update={"actions": (2**31,)})
+    for name in ("a.parquet", "a.zip"):
+        with pytest.raises(DataError, match=r"2147483648.*Export as jsonl or csv"):
+            write_answers([row], tmp_path / name, format_of(name), STUDY)
+    assert write_answers([row], tmp_path / "a.jsonl", "jsonl", STUDY) == 1
+
+
 def test_damaged_files_are_refused_with_the_place(tmp_path):
     rows = [json.loads(row.model_dump_json()) for row in make_rows()]
     rows[1]["choice"] = "up"

@@ -139,7 +139,7 @@ def answer_rows(
         query = queries[answer.query_id]
         weight = answer.weight if weights is None else weights.get(answer.annotator_id, answer.weight)
         values = answer.model_dump(exclude={"number", "is_undone", "weight"})
-        yield AnswerRow(
+        yield AnswerRow.model_construct(  # what is stored goes out as it is, whatever is taken in today
             study=study.id,
             left_id=query.left.segment_id,
             right_id=query.right.segment_id if query.right else None,
@@ -179,7 +179,7 @@ def write_answers(rows: Iterable[AnswerRow], path: Path, format_name: str, study
 
     Raises:
         UnknownNameError: No format has this name.
-        DataError: `path` is there already, or cannot be written.
+        DataError: `path` is there already or cannot be written, or an answer has a number that the format cannot hold.
     """
     lookup("export format", format_name, ANSWER_FORMATS)
     if path.exists():
@@ -195,6 +195,8 @@ def write_answers(rows: Iterable[AnswerRow], path: Path, format_name: str, study
                 num_rows = _write_huggingface(rows, temporary, study)
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error.strerror or error}). Give a folder with room.") from error
+    except pa.ArrowInvalid as error:
+        raise DataError(f"an answer does not go into {format_name} ({error}). Export as jsonl or csv.") from error
     return num_rows
 
 

@@ -32,7 +32,7 @@ def export_study(
     Raises:
         NotFoundError: There is no such study.
         UnknownNameError: No format has this name.
-        DataError: `path` is there already, or cannot be written.
+        DataError: As in `write_answers`.
     """
     config = store.studies.get(study_id).config
     last_number = store.studies.activity(study_id).last_number  # before the queries, so that each answer has its own

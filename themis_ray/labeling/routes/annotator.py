@@ -6,6 +6,7 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import Field
 
 from themis_ray.labeling.callers import AnnotatorCaller, ServiceOf, SessionOf, set_session
+from themis_ray.labeling.routes.demonstrations import check_actions
 from themis_ray.labeling.security import SessionCookie
 from themis_ray.labeling.service import Service
 from themis_ray.labeling.store import Annotator, ForbiddenError
@@ -110,6 +111,8 @@ def assignments(service: ServiceOf, annotator_id: AnnotatorCaller, count: Count 
 @router.post("/answers")
 def answer(service: ServiceOf, annotator_id: AnnotatorCaller, new: NewAnswer) -> AnswerReceipt:
     """Stores an answer and returns what comes next. What this returns is on the disk."""
+    if new.actions is not None:
+        check_actions(service, annotator_id, new.actions)
     receipt = service.store.work.answer(annotator_id, new)
     return AnswerReceipt(
         answer_id=new.answer_id,
