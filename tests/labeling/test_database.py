@@ -12,7 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from label_stores import BACKENDS, make_url, run_threads, temporary_folder
 from sqlalchemy import inspect, select, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from themis_ray.errors import ConfigError
 from themis_ray.labeling import tables
@@ -115,6 +115,14 @@ def test_a_transaction_that_fails_leaves_nothing(database):
     with database.write() as connection:
         add_member(connection, "m-2")
     assert members(database) == {"m-2"}
+
+
+def test_what_is_stored_is_not_in_the_message_of_an_error(database):
+    for statement in (tables.member.insert(), text("INSERT INTO nowhere VALUES (:id, :name)")):
+        values = {"id": "m-1", "name": "PROLIFIC_PID", "role": None}
+        with pytest.raises(DBAPIError) as caught, database.write() as connection:
+            connection.execute(statement, values)
+        assert "PROLIFIC_PID" not in str(caught.value).partition("DETAIL")[0]
 
 
 def test_a_reader_sees_one_state_and_holds_up_nobody(database):
