@@ -1,10 +1,12 @@
 """Who may read and do what: nobody reads anything without proof, and proof of one study opens no other."""
 
 import re
+import secrets
 import time
 
 import pytest
 from conftest import answer, clip_name, new_query
+from label_stores import run_threads
 
 from themis_ray.errors import ConfigError
 from themis_ray.labeling import tables
@@ -265,6 +267,21 @@ def test_a_secret_is_made_once_and_is_its_owners(tmp_path, monkeypatch):
     monkeypatch.setenv("THEMIS_SECRET", "x")
     with pytest.raises(ConfigError, match="THEMIS_SECRET"):
         read_secret(path)
+
+
+def test_all_who_start_at_once_get_the_same_secret(tmp_path, monkeypatch):
+    monkeypatch.delenv("THEMIS_SECRET", raising=False)
+    draw, found = secrets.token_urlsafe, []
+
+    def draw_slowly(num_bytes):
+        time.sleep(0.05)
+        return draw(num_bytes)
+
+    monkeypatch.setattr(secrets, "token_urlsafe", draw_slowly)
+    path = tmp_path / "secret.key"
+    run_threads(8, lambda _: found.append(read_secret(path)))
+    assert found == [path.read_bytes()] * 8
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_sessions_run_out(lab, monkeypatch):
