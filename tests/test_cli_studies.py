@@ -189,6 +189,21 @@ def test_answers_are_exported(service, tmp_path, monkeypatch):
     assert "no format" in themis("study", "export", "out", "--out", tmp_path / "answers.xls", code=2)
 
 
+def test_answers_to_questions_are_exported(service, tmp_path, monkeypatch):
+    service.study(id="asks", before=[{"kind": "text", "id": "words", "text": "Anything?"}])
+    person = service.store.people.join("asks", {}).id
+    service.store.people.respond(person, "before", {"words": "Tee für zwei\u2028"})
+    monkeypatch.setenv("THEMIS_STUDY_TOKEN", service.token("asks"))
+    monkeypatch.setenv("THEMIS_STUDY_URL", service.url)
+    out = tmp_path / "responses.jsonl"
+    themis("study", "export", "asks", "--responses", "--out", out)
+    (line,) = out.read_text().rstrip("\n").split("\n")
+    row = json.loads(line)
+    assert (row["annotator_id"], row["which"], row["answers"]) == (person, "before", {"words": "Tee für zwei\u2028"})
+    output = themis("study", "export", "asks", "--responses", "--out", tmp_path / "responses.csv", code=2)
+    assert "written as jsonl" in output
+
+
 def test_errors_are_one_line(service, tmp_path, monkeypatch):
     monkeypatch.setenv("THEMIS_STUDY_TOKEN", "wrong")
     output = themis("study", "status", "tea", "--url", service.url, code=2)

@@ -123,6 +123,32 @@ def test_withdrawal_leaves_nothing_but_a_tombstone(lab):
     assert len(work_through(lab.annotator())) == 3
 
 
+def test_what_people_say_about_themselves_is_read_by_those_of_the_study(lab):
+    age = {"kind": "choice", "id": "age", "text": "Of age?", "options": ["yes", "no"]}
+    often = {"kind": "scale", "id": "often", "text": "How often?"}
+    words = {"kind": "text", "id": "words", "text": "Anything?"}
+    program = lab.program(lab.study(num_queries=1, before=[age, often], after=[words]))
+    ada, bob = lab.annotator(), lab.annotator()
+    for person, number in ((ada, 3), (bob, 5)):
+        given = {"answers": {"age": "yes", "often": number}}
+        assert person.post("/api/v1/questions/before", json=given).status_code == 200
+    work_through(ada)
+    ada.post("/api/v1/finish")
+    assert ada.post("/api/v1/questions/after", json={"answers": {"words": "fünf"}}).status_code == 200
+    rows = program.get("/api/v1/studies/cart/responses").json()
+    said = {(row["annotator_id"], row["which"]): row["answers"] for row in rows}
+    assert said == {
+        (ada.annotator_id, "before"): {"age": "yes", "often": 3},
+        (ada.annotator_id, "after"): {"words": "fünf"},
+        (bob.annotator_id, "before"): {"age": "yes", "often": 5},
+    }
+    ada.post("/api/v1/withdraw")
+    assert {row["annotator_id"] for row in program.get("/api/v1/studies/cart/responses").json()} == {bob.annotator_id}
+    assert lab.member("experimenter").get("/api/v1/studies/cart/responses").status_code == 404
+    assert bob.get("/api/v1/studies/cart/responses").status_code == 401
+    assert lab.member().get("/api/v1/studies/none/responses").status_code == 404
+
+
 def test_undo_brings_the_query_back_first(lab):
     program = lab.program(lab.study())
     ada = lab.annotator()

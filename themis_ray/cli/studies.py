@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,7 @@ Examples:
   themis study add-queries my-study --run runs/pendulum-v1-sac-oracle-s0 --sampler disagreement -n 200
   themis study status my-study
   themis study export my-study --out answers.parquet
+  themis study export my-study --responses --out responses.jsonl
 """
 SIMULATE_EXAMPLES = """
 \b
@@ -159,19 +161,34 @@ def show_status(study_id: str, status: str | None, url: str, token: str | None, 
 @click.argument("study_id", metavar="STUDY")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="New file.")
 @click.option("--format", "format_name", help="parquet, jsonl, csv or huggingface (zip). Default: by the suffix.")
+@click.option(
+    "--responses", is_flag=True, help="Instead what people answered to the questions before and after, as jsonl."
+)
 @connected
 def export(
-    study_id: str, out: Path, format_name: str | None, url: str, token: str | None, token_env: str, debug: bool
+    study_id: str,
+    out: Path,
+    format_name: str | None,
+    responses: bool,
+    url: str,
+    token: str | None,
+    token_env: str,
+    debug: bool,
 ) -> None:
     """Write all answers of a study into a file."""
     del debug
     formats = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv", ".zip": "huggingface"}
     name = format_name or formats.get(out.suffix, out.suffix)
     lookup("format", name, dict.fromkeys(formats.values()))
+    if responses and name != "jsonl":
+        raise ConfigError(f"--responses are written as jsonl, not as {name}. Give --out FILE.jsonl.")
     if out.exists():
         raise ConfigError(f"--out {out} is there already. Give another file.")
     with connect(url, token, token_env) as client:
-        content = client.export(study_id, name)
+        if responses:
+            content = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in client.responses(study_id)).encode()
+        else:
+            content = client.export(study_id, name)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(content)
     click.echo(f"Wrote {out} ({len(content) / 1000:.0f} kB).")

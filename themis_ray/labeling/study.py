@@ -153,8 +153,12 @@ class StudyConfig(Part):
     feedback: FeedbackKind = Field(default="pairwise", description="What people give.")
     env_id: str = Field(default="", description="Of demonstration: the environment with discrete actions.")
     env_kwargs: dict[str, Any] = Field(default={}, description="Keyword arguments of that environment.")
-    before: tuple[Question, ...] = Field(default=(), description="Questions before the work.")
-    after: tuple[Question, ...] = Field(default=(), description="Questions after the work.")
+    before: tuple[Question, ...] = Field(
+        default=(), description="Questions before the work; `themis study export --responses` gives the answers."
+    )
+    after: tuple[Question, ...] = Field(
+        default=(), description="Questions after the work; their answers come with those before."
+    )
     arms: tuple[Arm, ...] = Field(default=(), description="Annotators are spread over them evenly, in random order.")
     num_practice: int = Field(default=0, ge=0, le=50, description="Practice pairs before the work.")
     queries_per_annotator: int = Field(

@@ -113,6 +113,15 @@ class QueryPage(Wire):
     after: str = Field(description="Send it as after= to get what follows; empty at the end.")
 
 
+class ResponseView(Wire):
+    """What somebody answered to the questions before or after the work."""
+
+    annotator_id: str
+    which: Literal["before", "after"]
+    answers: dict[str, str | int] = Field(description="By the id of the question; those not answered are not in it.")
+    answered_at: datetime
+
+
 class InvitationRequest(Wire):
     """Somebody is to be let in."""
 
@@ -366,6 +375,23 @@ def answers(
         num_waiting=page.num_waiting,
         status=page.status,
     )
+
+
+@router.get("/studies/{study}/responses")
+def responses(service: ServiceOf, caller: StudyCaller, study: Annotated[Slug, Path()]) -> list[ResponseView]:
+    """Returns what people answered to the questions before and after the work; nothing of those who withdrew."""
+    service.store.studies.get(study)
+    rows = service.store.people.responses(study)
+    service.store.access.record(caller.id, "responses.export", study, {"num_rows": len(rows)})
+    return [
+        ResponseView(
+            annotator_id=row.annotator_id,
+            which=row.which,
+            answers=row.answers,
+            answered_at=datetime.fromtimestamp(row.answered_at, UTC),
+        )
+        for row in rows
+    ]
 
 
 @router.post("/studies/{study}/annotators/{annotator_id}/withdraw", status_code=204)
