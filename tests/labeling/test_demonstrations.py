@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import answer, new_query
+from label_stores import Clock, check_counts
 
 from themis_ray.envs import EnvConfig
 from themis_ray.errors import ConfigError
@@ -79,6 +80,27 @@ def acting(lab, num_queries=1, **settings):
     assert program.post("/api/v1/studies/cart/queries", json={"queries": queries}).status_code == 200
     person = lab.annotator()
     return person, person.get("/api/v1/assignments").json()["assignments"]
+
+
+def test_a_demonstration_is_kept_as_long_as_somebody_acts(lab) -> None:
+    actions = []
+    with Clock().used() as clock:
+        person, (first, second) = acting(lab, num_queries=2, lease_s=60)
+        request = {"assignment_id": first["assignment_id"], "reset_seed": 7}
+        for _ in range(4):
+            clock.advance(40)
+            actions.append(len(actions) % 2)
+            shown = person.post("/api/v1/demonstrations", json=request | {"actions": actions})
+            assert shown.status_code == 200, shown.text
+        bob = lab.annotator()
+        held = bob.get("/api/v1/assignments").json()["assignments"]
+        assert len(held) == 1  # the second, on which nobody acted
+        late = person.post("/api/v1/demonstrations", json={"assignment_id": second["assignment_id"]})
+        assert late.status_code == 409
+        other = bob.post("/api/v1/demonstrations", json=request)
+        assert other.status_code == 404
+        assert answer(person, first, choice=None, actions=actions, reset_seed=7).status_code == 200
+        check_counts(lab.service.store, "cart")
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,12 @@ class StudyConfig(Part):
         default=0.0, ge=0, le=0.5, description="Share of the work that the person has answered before, sides swapped."
     )
     min_watched_s: float = Field(default=0.0, ge=0, le=600, description="Clips move this long before answers count.")
-    lease_s: float = Field(default=300.0, ge=5, le=86_400, description="How long a query is kept for a person.")
+    lease_s: float = Field(
+        default=300.0,
+        ge=5,
+        le=86_400,
+        description="How long a query is kept for a person; a demonstration from the last action on.",
+    )
     break_every: int = Field(default=50, ge=0, description="Answers after which a break is proposed; 0: never.")
     max_answers: int | None = Field(default=None, ge=1, description="The study stops itself after so many answers.")
     min_gold_accuracy: float | None = Field(

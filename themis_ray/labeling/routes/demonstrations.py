@@ -66,11 +66,9 @@ def check_actions(service: Service, annotator_id: str, actions: Sequence[int]) -
 def act(service: ServiceOf, annotator_id: AnnotatorCaller, request: DemonstrationRequest) -> DemonstrationView:
     """Brings the episode of an assignment to where its actions lead, and shows it. Twice is as once."""
     service.store.access.count_hit(f"demonstrations:{annotator_id}", STEPS_PER_MINUTE, 60.0)
-    desk = service.store.work.desk(annotator_id, 0)
-    held = {assignment.id for assignment in desk.assignments if assignment.feedback == "demonstration"}
-    if request.assignment_id not in held:
+    config = service.store.work.keep(annotator_id, request.assignment_id).study.config
+    if config.feedback != "demonstration":
         raise NotFoundError("there is no such demonstration on your desk. Load the page again.")
-    config = desk.annotator.study.config
     env_config = EnvConfig(id=config.env_id, kwargs=config.env_kwargs)
     seed = secrets.randbelow(MAX_SEED) if request.reset_seed is None else request.reset_seed
     try:

@@ -26,6 +26,7 @@ __all__ = [
     "find_assignment",
     "insert_answer",
     "is_known",
+    "keep_lease",
     "last_answer",
     "take_answer",
     "take_back",
@@ -133,14 +134,7 @@ def take_answer(connection: Connection, annotator: Annotator, row: Any, new: New
         LateError: The lease had run out, and its place is taken.
         ConflictError: It is not the time for answers, or the assignment is answered.
     """
-    if annotator.stage not in ("practice", "work"):
-        raise ConflictError(f"stage {annotator.stage} takes no answers.")
-    if annotator.study.status == "stopped":
-        raise ConflictError("the study has ended. Thank you.")
-    if row.state == "answered":
-        raise ConflictError("this assignment is answered. Undo the answer to give another.")
-    if row.state == "expired":
-        _take_place_again(connection, row)
+    _claim(connection, annotator, row)
     set_state(connection, row.id, "answered")
     _count(connection, row, 1)
     is_practice = row.kind == "practice"
@@ -150,6 +144,31 @@ def take_answer(connection: Connection, annotator: Annotator, row: Any, new: New
     if is_practice and row.gold_choice is not None:
         return annotator, _practice_feedback(row, new)
     return annotator, ""
+
+
+def keep_lease(connection: Connection, annotator: Annotator, row: Any) -> None:
+    """Keeps an assignment, from `find_assignment`, for its person until `lease_s` from now, or half of that at least.
+
+    Raises:
+        LateError: The lease had run out, and its place is taken.
+        ConflictError: It is not the time for answers, or the assignment is answered.
+    """
+    _claim(connection, annotator, row)
+    now, lease_s = time.time(), annotator.study.config.lease_s
+    if row.state == "expired" or row.leased_until < now + lease_s / 2:  # not at every call, each of which is written
+        set_state(connection, row.id, "leased", now + lease_s)
+
+
+def _claim(connection: Connection, annotator: Annotator, row: Any) -> None:
+    """Checks that a person may go on with an assignment, whose place is theirs from then on."""
+    if annotator.stage not in ("practice", "work"):
+        raise ConflictError(f"stage {annotator.stage} takes no answers.")
+    if annotator.study.status == "stopped":
+        raise ConflictError("the study has ended. Thank you.")
+    if row.state == "answered":
+        raise ConflictError("this assignment is answered. Undo the answer to give another.")
+    if row.state == "expired":
+        _take_place_again(connection, row)
 
 
 def _go_on(connection: Connection, annotator: Annotator, *, is_practice: bool) -> Annotator:
