@@ -238,6 +238,7 @@ def test_more_can_be_asked_for(lab):
     assert extended["num_waiting"] == 2
     assert len(work_through(lab.annotator())) == 2
     assert admin.post("/api/v1/studies/cart/extend", json={"overlap": 1}).status_code == 422
+    assert "takes any number" in admin.post("/api/v1/studies/cart/extend", json={"max_answers": 9}).json()["error"]
     as_it_was = {"id": "cart", "title": "Carts", "queries_per_annotator": 2}
     assert admin.post("/api/v1/studies", json=as_it_was).json()["settings"]["overlap"] == 2
     assert admin.post("/api/v1/studies", json=as_it_was | {"title": "Boats"}).status_code == 409

@@ -177,7 +177,9 @@ class StudyConfig(Part):
         description="How long a query is kept for a person; a demonstration from the last action on.",
     )
     break_every: int = Field(default=50, ge=0, description="Answers after which a break is proposed; 0: never.")
-    max_answers: int | None = Field(default=None, ge=1, description="The study stops itself after so many answers.")
+    max_answers: int | None = Field(
+        default=None, ge=1, description="The study stops itself after so many answers; `POST .../extend` raises it."
+    )
     min_gold_accuracy: float | None = Field(
         default=None, ge=0, le=1, description="Below it after 5 gold pairs, labels weigh nothing. Nobody is rejected."
     )

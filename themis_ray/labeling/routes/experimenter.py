@@ -57,6 +57,7 @@ class ExtendRequest(Wire):
 
     overlap: int | None = Field(default=None, ge=1, le=1000)
     queries_per_annotator: int | None = Field(default=None, ge=1, le=100_000)
+    max_answers: int | None = Field(default=None, ge=1, le=2**62)
 
 
 class QueriesRequest(Wire):
@@ -223,11 +224,8 @@ def set_status(
 def extend(
     service: ServiceOf, caller: StudyCaller, study: Annotated[Slug, Path()], request: ExtendRequest
 ) -> StudyView:
-    """Asks for more answers per query or more queries per annotator."""
-    row = service.store.studies.extend(
-        study, caller.id, overlap=request.overlap, queries_per_annotator=request.queries_per_annotator
-    )
-    return study_view(service, row)
+    """Asks for more answers per query, more queries per annotator, or more answers in all."""
+    return study_view(service, service.store.studies.extend(study, caller.id, **request.model_dump()))
 
 
 @router.get("/studies/{study}/report")

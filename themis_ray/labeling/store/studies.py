@@ -68,7 +68,7 @@ class Activity:
     last_answered_at: float | None
 
 
-EXTENDABLE = ("overlap", "queries_per_annotator")
+EXTENDABLE = ("overlap", "queries_per_annotator", "max_answers")
 MAX_PARSED = 256
 MAX_NAMES_PER_SELECT = 10_000  # SQLite takes 32766 values in a statement
 _parsed: dict[str, StudyConfig] = {}
@@ -179,9 +179,17 @@ class Studies:
 
     @repeated
     def extend(
-        self, study_id: str, actor: str, *, overlap: int | None = None, queries_per_annotator: int | None = None
+        self,
+        study_id: str,
+        actor: str,
+        *,
+        overlap: int | None = None,
+        queries_per_annotator: int | None = None,
+        max_answers: int | None = None,
     ) -> StudyRow:
-        """Asks for more: answers per query, of queries with a smaller overlap, or queries per annotator.
+        """Asks for more: answers per query, of those with a smaller overlap, queries per annotator, or answers in all.
+
+        A study that has stopped goes on only when it is told to.
 
         Raises:
             NotFoundError: There is no such study.
@@ -189,11 +197,14 @@ class Studies:
         """
         with self._database.write() as connection:
             row = read_study(connection, study_id, is_locked=True)
-            changes = {"overlap": overlap, "queries_per_annotator": queries_per_annotator}
-            changes = {name: value for name, value in changes.items() if value is not None}
+            given = dict(zip(EXTENDABLE, (overlap, queries_per_annotator, max_answers), strict=True))
+            changes = {name: value for name, value in given.items() if value is not None}
             for name, value in changes.items():
-                if value < getattr(row.config, name):
-                    raise WrongError(f"{name} {value} is less than before ({getattr(row.config, name)}). Give more.")
+                known = getattr(row.config, name)
+                if known is None:
+                    raise WrongError(f"{name} {value}: study {study_id!r} has none and takes any number. Leave it out.")
+                if value < known:
+                    raise WrongError(f"{name} {value} is less than before ({known}). Give more.")
             try:
                 config = StudyConfig.model_validate({**row.config.model_dump(), **changes})
             except ValidationError as error:
@@ -214,13 +225,13 @@ class Studies:
                     )
                     .values(overlap=overlap)
                 )
-            if queries_per_annotator is not None:  # those who were through have work again
+            if queries_per_annotator is not None or max_answers is not None:  # who was through has work again
                 connection.execute(
                     update(tables.annotator)
                     .where(
                         tables.annotator.c.study_id == study_id,
                         tables.annotator.c.stage == "after",
-                        tables.annotator.c.num_answered < queries_per_annotator,
+                        tables.annotator.c.num_answered < config.queries_per_annotator,
                     )
                     .values(stage="work")
                 )
@@ -386,8 +397,8 @@ class Studies:
 
 def _is_same(known: StudyConfig, given: StudyConfig) -> bool:
     """Whether a study is the given one, extended or as it was."""
-    extended = {name: max(getattr(known, name), getattr(given, name)) for name in EXTENDABLE}
-    return known == given.model_copy(update=extended)
+    pairs = {name: (getattr(known, name), getattr(given, name)) for name in EXTENDABLE}
+    return known == given.model_copy(update={name: max(pair) for name, pair in pairs.items() if None not in pair})
 
 
 def _check_arms(config: StudyConfig) -> None:
