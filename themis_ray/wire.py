@@ -75,6 +75,9 @@ OverlayName = Annotated[str, StringConstraints(pattern=OVERLAY_PATTERN)]
 MAX_CLIP_FRAMES = 20_000
 MAX_OVERLAYS = 16
 MAX_MS = 24 * 3600 * 1000
+MAX_REPLAYS = 100_000
+MAX_SPEED = 16
+MAX_SEED = 2**63 - 1
 
 
 class Wire(BaseModel):
@@ -160,8 +163,8 @@ class NewAnswer(Wire):
     reset_seed: int | None = Field(default=None, ge=0, description="Of demonstration: the seed of the episode.")
     response_ms: int = Field(ge=0, le=MAX_MS, description="From the first frame shown to the answer.")
     watched_ms: int = Field(default=0, ge=0, le=MAX_MS, description="How long clips were moving.")
-    num_replays: int = Field(default=0, ge=0, le=100_000)
-    speed: float = Field(default=1.0, gt=0, le=16)
+    num_replays: int = Field(default=0, ge=0, le=MAX_REPLAYS)
+    speed: float = Field(default=1.0, gt=0, le=MAX_SPEED)
     overlay_ms: int = Field(default=0, ge=0, le=MAX_MS, description="How long clips were moving with the explanation.")
     count: int = Field(default=3, ge=0, le=10, description="How many assignments to hold afterwards.")
 

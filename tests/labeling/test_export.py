@@ -19,7 +19,7 @@ from test_report import make_answer
 from themis_ray.errors import DataError, UnknownNameError
 from themis_ray.labeling.export import ANSWER_FORMATS, SCHEMA, AnswerRow, answer_rows, read_answers, write_answers
 from themis_ray.labeling.routes import exports
-from themis_ray.labeling.store import LabelStore, NotFoundError, WrongError
+from themis_ray.labeling.store import LabelStore, NotFoundError, StoreError, WrongError
 from themis_ray.labeling.store.places import free_expired
 from themis_ray.labeling.study import Arm, StudyConfig
 from themis_ray.labeling.transfer import export_study, import_study
@@ -296,13 +296,63 @@ def test_answers_that_do_not_belong_to_a_study_are_refused(lab, tmp_path):
     lab.study("empty", num_queries=0)
     store = lab.service.store
     export_study(store, "cart", tmp_path / "a.parquet", "parquet")
-    with pytest.raises(WrongError, match="is in study 'cart' already"):
+    with pytest.raises(WrongError, match=r"is of study 'cart'. Give a file of 'pole'"):
         import_study(store, "pole", tmp_path / "a.parquet", "me")
-    with pytest.raises(NotFoundError, match="has no query"):
-        import_study(store, "empty", tmp_path / "a.parquet", "me")
+    rows = list(read_answers(tmp_path / "a.parquet"))
+    for study, refusal in (("pole", "is in study 'cart' already"), ("empty", "has no query")):
+        renamed = [row.model_copy(update={"study": study}) for row in rows]
+        write_answers(renamed, tmp_path / f"{study}.jsonl", "jsonl", STUDY)
+        with pytest.raises(StoreError, match=refusal):
+            import_study(store, study, tmp_path / f"{study}.jsonl", "me")
     with pytest.raises(NotFoundError, match="no study"):
         import_study(store, "nosuch", tmp_path / "a.parquet", "me")
     assert store.studies.counts("pole").num_answers == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "message"),
+    [
+        ({"response_ms": 2**70}, 400, "row 1: response_ms"),
+        ({"reset_seed": 2**64}, 400, "row 1: reset_seed"),
+        ({"speed": float("nan")}, 400, "row 1: speed"),
+        ({"speed": -1}, 400, "row 1: speed"),
+        ({"arm": "a\0"}, 400, "row 1: arm"),
+        ({"choice": None, "rating": 7}, 400, "row 1: rating"),
+        ({"rating": float("nan")}, 400, "row 1: rating"),
+        ({"steps": [2]}, 400, "row 1: steps"),
+        ({"actions": [2**31]}, 400, "row 1: actions"),
+        ({"answered_at": "9999-12-31T23:59:59-23:00"}, 400, "row 1: answered_at: .* from 1970 to 3000"),
+        ({"assigned_at": "0001-01-01T00:00:00+23:00"}, 400, "row 1: assigned_at"),
+        ({"choice": None}, 422, "answer a-new: an answer to a query of kind pairwise was expected"),
+        ({"rating": 0.5}, 422, "answer a-new: an answer to a query of kind pairwise was expected"),
+        ({"study": "pole"}, 422, "is of study 'pole'"),
+    ],
+)
+def test_an_answer_that_could_not_be_given_is_not_imported(lab, change, status, message):
+    program = lab.program(fill(lab, num_people=1))
+    row = json.loads(program.get("/api/v1/studies/cart/export?format=jsonl").text.splitlines()[0])
+    row |= {"answer_id": "a-new", "annotator_id": "new"}
+    body = json.dumps(row | change)
+    refused = program.post("/api/v1/studies/cart/import?format=jsonl", content=body)
+    assert refused.status_code == status, refused.text
+    assert re.search(message, refused.json()["error"])
+    assert lab.service.store.studies.counts("cart").num_answers == 4
+    taken = program.post("/api/v1/studies/cart/import?format=jsonl", content=json.dumps(row))
+    assert taken.json()["num_new"] == 1
+
+
+def test_a_time_without_a_zone_is_one_of_utc(tmp_path, monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        row = json.loads(make_rows()[0].model_dump_json())
+        for given in ("2026-01-02T03:04:05", "2026-01-02T04:04:05+01:00", "2026-01-02T03:04:05Z"):
+            (tmp_path / "a.jsonl").write_text(json.dumps(row | {"answered_at": given}))
+            (read,) = read_answers(tmp_path / "a.jsonl")
+            assert read.answered_at == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.fixture

@@ -12,27 +12,43 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from themis_ray.data import Choice, parquet
 from themis_ray.errors import DataError, lookup
 from themis_ray.files import whole
 from themis_ray.labeling.study import StudyConfig
-from themis_ray.wire import ClipName, FeedbackKind, LongId, NewQuery, QueryKind, Slug, StoredAnswer, Wire
+from themis_ray.wire import (
+    MAX_CLIP_FRAMES,
+    MAX_MS,
+    MAX_REPLAYS,
+    MAX_SEED,
+    MAX_SPEED,
+    Action,
+    ClipName,
+    FeedbackKind,
+    LongId,
+    NewQuery,
+    QueryKind,
+    Slug,
+    StoredAnswer,
+    Wire,
+)
 
 __all__ = ["ANSWER_FORMATS", "AnswerRow", "answer_rows", "read_answers", "write_answers"]
 
 # Each format and the suffix that it is known by.
 ANSWER_FORMATS = {"parquet": ".parquet", "jsonl": ".jsonl", "csv": ".csv", "huggingface": ".zip"}
 ROWS_PER_BATCH = 20_000
+NO_NUL = r"^[^\x00]*$"
 SHARD = "data/train-00000-of-00001.parquet"
 CARD = "README.md"
 
@@ -58,8 +74,22 @@ answers = load_dataset("this folder or its name on the Hub", split="train")
 """
 
 
+# What times a database can hold and tell again.
+FIRST_TIME, END_OF_TIME = datetime(1970, 1, 1, tzinfo=UTC), datetime(3000, 1, 1, tzinfo=UTC)
+
+
+def _in_utc(time: datetime) -> datetime:
+    aware = time.replace(tzinfo=UTC) if time.tzinfo is None else time
+    if not FIRST_TIME <= aware < END_OF_TIME:
+        raise ValueError(f"a time from {FIRST_TIME.year} to {END_OF_TIME.year} was expected")
+    return aware.astimezone(UTC)
+
+
+Time = Annotated[datetime, AfterValidator(_in_utc)]
+
+
 class AnswerRow(Wire):
-    """A row of an export. The names of its fields are those of the columns."""
+    """A row of an export. The names of its fields are those of the columns, and what they hold is as in `NewAnswer`."""
 
     study: Slug
     answer_id: LongId
@@ -74,23 +104,25 @@ class AnswerRow(Wire):
     right_num_frames: int | None
     clip_fps: float
     choice: Choice | None
-    rating: float | None
-    steps: tuple[int, ...] | None
-    actions: tuple[int, ...] | None
-    reset_seed: int | None
+    rating: float | None = Field(ge=0, le=1)
+    steps: tuple[Literal[-1, 0, 1], ...] | None = Field(max_length=MAX_CLIP_FRAMES)
+    actions: tuple[Action, ...] | None = Field(max_length=MAX_CLIP_FRAMES)
+    reset_seed: int | None = Field(ge=0, le=MAX_SEED)
     gold_choice: Choice | None
     annotator_id: LongId
-    arm: str
-    overlay: str = Field(max_length=64, description="Name of the explanation that was shown with it; empty for none.")
+    arm: str = Field(max_length=64, pattern=NO_NUL)
+    overlay: str = Field(
+        max_length=64, pattern=NO_NUL, description="Name of the explanation that was shown with it; empty for none."
+    )
     is_flipped: bool
-    repeat: int = Field(ge=0)
-    response_ms: int = Field(ge=0)
-    watched_ms: int = Field(ge=0)
-    num_replays: int = Field(ge=0)
-    speed: float
-    overlay_ms: int = Field(ge=0)
-    assigned_at: datetime
-    answered_at: datetime
+    repeat: int = Field(ge=0, le=1)
+    response_ms: int = Field(ge=0, le=MAX_MS)
+    watched_ms: int = Field(ge=0, le=MAX_MS)
+    num_replays: int = Field(ge=0, le=MAX_REPLAYS)
+    speed: float = Field(gt=0, le=MAX_SPEED)
+    overlay_ms: int = Field(ge=0, le=MAX_MS)
+    assigned_at: Time
+    answered_at: Time
     weight: float = Field(ge=0)
     env_id: str | None
     run: str | None
@@ -106,14 +138,15 @@ _ARROW_TYPES: dict[Any, pa.DataType] = {
     float: pa.float64(),
     bool: pa.bool_(),
     datetime: pa.timestamp("us", tz="UTC"),
-    tuple[int, ...]: pa.list_(pa.int32()),
+    tuple: pa.list_(pa.int32()),
 }
 
 
 def _arrow_type(annotation: Any) -> pa.DataType:
     kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
     is_optional = len(kinds) == 1 and type(None) in get_args(annotation)
-    return _ARROW_TYPES.get(kinds[0] if is_optional else annotation, pa.string())
+    kind = kinds[0] if is_optional else annotation
+    return _ARROW_TYPES.get(get_origin(kind) or kind, pa.string())
 
 
 SCHEMA = pa.schema([(name, _arrow_type(field.annotation)) for name, field in AnswerRow.model_fields.items()])

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Column, Connection, insert, select, update
 
 from themis_ray.labeling import tables
 from themis_ray.labeling.database import Database, repeated
 from themis_ray.labeling.export import AnswerRow
 from themis_ray.labeling.store.access import write_audit
+from themis_ray.labeling.store.answering import check_kind
 from themis_ray.labeling.store.errors import NotFoundError, WrongError
 from themis_ray.labeling.store.studies import read_study
 
@@ -58,7 +59,7 @@ class Imports:
 
         Raises:
             NotFoundError: There is no such study, or a query is not in it.
-            WrongError: An answer is of another kind of feedback, or its person is in another study.
+            WrongError: An answer is of another study or kind of feedback, or its person is in another study.
         """
         counts = ImportCounts()
         for batch in _batches(rows, ROWS_PER_TRANSACTION):
@@ -80,19 +81,27 @@ class Imports:
         # Of two imports the second waits; so does whoever is about to withdraw.
         study = read_study(connection, study_id, is_locked=True)
         homes = _homes(connection, {row.annotator_id for row in rows})
-        kinds = _lookup(connection, tables.query, "kind", {row.query_id for row in rows}, study_id)
-        withdrawn = _lookup(connection, tables.tombstone, "study_id", {row.annotator_id for row in rows})
-        known = set(_lookup(connection, tables.answer, "annotator_id", {row.answer_id for row in rows}))
+        queries = _queries(connection, study_id, {row.query_id for row in rows})
+        kinds = {query_id: query.kind for query_id, query in queries.items()}
+        tombstone, answer = tables.tombstone.c, tables.answer.c
+        withdrawn = _known(connection, tombstone.annotator_id, {row.annotator_id for row in rows})
+        known = _known(connection, answer.id, {row.answer_id for row in rows})
         asked = _asked(connection, {row.annotator_id for row in rows}, {row.query_id for row in rows})
         answered = {place for place, assignment in asked.items() if assignment.state == "answered"}
         new = []
         for row in rows:
-            if row.query_id not in kinds:
+            if row.study != study_id:
+                raise WrongError(f"answer {row.answer_id} is of study {row.study!r}. Give a file of {study_id!r}.")
+            if row.query_id not in queries:
                 raise NotFoundError(
                     f"study {study_id!r} has no query {row.query_id!r}. Send its queries and clips first."
                 )
             if row.feedback != study.config.feedback:
                 raise WrongError(f"answer {row.answer_id} is {row.feedback}, the study is {study.config.feedback}.")
+            try:
+                check_kind(row.feedback, queries[row.query_id].left_num_frames, row)
+            except WrongError as error:
+                raise WrongError(f"answer {row.answer_id}: {error}") from error
             if homes.get(row.annotator_id, study_id) != study_id:
                 raise WrongError(f"annotator {row.annotator_id} is in study {homes[row.annotator_id]!r} already.")
             if row.annotator_id in withdrawn:
@@ -140,15 +149,16 @@ def _place(row: AnswerRow) -> tuple[str, str, int]:
     return row.annotator_id, row.query_id, row.repeat
 
 
-def _lookup(
-    connection: Connection, table: Any, column: str, ids: set[str], study_id: str | None = None
-) -> dict[str, str]:
-    """Returns a column of the rows that have these ids."""
-    key = table.c.annotator_id if table is tables.tombstone else table.c.id
-    chosen = select(key, table.c[column]).where(key.in_(ids))
-    if study_id is not None:
-        chosen = chosen.where(table.c.study_id == study_id)
-    return {row[0]: row[1] for row in connection.execute(chosen)}
+def _queries(connection: Connection, study_id: str, ids: set[str]) -> dict[str, Any]:
+    """Returns kind and number of frames of a study's queries."""
+    query = tables.query.c
+    chosen = select(query.id, query.kind, query.left_num_frames).where(query.study_id == study_id, query.id.in_(ids))
+    return {row.id: row for row in connection.execute(chosen)}
+
+
+def _known(connection: Connection, column: Column[Any], values: set[str]) -> set[str]:
+    """Returns which of these values a column has."""
+    return set(connection.execute(select(column).where(column.in_(values))).scalars())
 
 
 def _insert(
