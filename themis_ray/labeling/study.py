@@ -222,7 +222,7 @@ def load_study(source: Path | str) -> StudyConfig:
         text, name = source, "study"
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError of what looks like a date and is none
         raise ConfigError(f"{name} is no YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{name} holds {type(values).__name__}. Give settings such as id, title and question.")
