@@ -4,6 +4,7 @@ import concurrent.futures
 
 import pytest
 from conftest import CLIP_BYTES, answer, clip_name, new_query
+from sqlalchemy.exc import OperationalError, TimeoutError
 
 from themis_ray.labeling import tables
 from themis_ray.labeling.clip_server import clip_path
@@ -288,6 +289,18 @@ def test_bad_answers_are_refused_in_one_line(lab):
         assert response.status_code == status, change
         assert "\n" not in response.json()["error"]
     assert answer(ada, first).status_code == 200
+
+
+@pytest.mark.parametrize("error", [TimeoutError("no connection"), OperationalError("", {}, Exception("locked"))])
+def test_a_database_that_does_not_answer_is_busy(lab, monkeypatch, error):
+    program = lab.program(lab.study())
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(lab.service.store.studies, "get", fail)
+    response = program.get("/api/v1/studies/cart")
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "2")
 
 
 def test_the_document_describes_every_call(lab):
