@@ -80,6 +80,16 @@ def test_a_row_leads_back_to_where_the_answer_comes_from():
     assert json.loads(make_rows()[1].about) == {"seed": "b"}
 
 
+@pytest.mark.parametrize("name", PATHS)
+def test_a_query_about_which_much_or_nothing_is_said_comes_back(tmp_path, name):
+    about = {"env_id": "", "run": None, "checkpoint": "", "words": "x" * 200_000}
+    query = NewQuery.model_validate(new_query(1, id="q1", about=about))
+    rows = list(answer_rows([make_answer(1, "q1")], {"q1": query}, STUDY))
+    write_answers(rows, tmp_path / name, format_of(name), STUDY)
+    assert list(read_answers(tmp_path / name)) == rows
+    assert json.loads(rows[0].about) == about
+
+
 def test_practice_and_undone_answers_stay():
     assert [row.answer_id for row in make_rows()] == [f"answer-{number}" for number in range(1, 7)]
 

@@ -48,6 +48,7 @@ __all__ = ["ANSWER_FORMATS", "AnswerRow", "answer_rows", "read_answers", "write_
 # Each format and the suffix that it is known by.
 ANSWER_FORMATS = {"parquet": ".parquet", "jsonl": ".jsonl", "csv": ".csv", "huggingface": ".zip"}
 ROWS_PER_BATCH = 20_000
+MAX_CELL = 2**31 - 1
 NO_NUL = r"^[^\x00]*$"
 SHARD = "data/train-00000-of-00001.parquet"
 CARD = "README.md"
@@ -189,11 +190,14 @@ def answer_rows(
 
 
 def _origin(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what has a column of its own; a number that is none, such as a version with a letter, has not."""
+    """Returns what has a column of its own; an empty text, which CSV would not tell from none, has not.
+
+    Nor has a number that is none, such as a version with a letter.
+    """
     texts = {name: about.get(name) for name in ("env_id", "run", "checkpoint")}
     numbers = {name: about.get(name) for name in ("reward_version", "seed", "num_env_steps")}
     return {
-        **{name: None if value is None else str(value) for name, value in texts.items()},
+        **{name: None if value in (None, "") else str(value) for name, value in texts.items()},
         **{name: value if type(value) is int and abs(value) < 2**63 else None for name, value in numbers.items()},
         "about": json.dumps(about, sort_keys=True, ensure_ascii=False),
     }
@@ -366,6 +370,7 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(MAX_CELL)  # of the whole process; Python's own is 128 kB
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         if list(reader.fieldnames or ()) != SCHEMA.names:
