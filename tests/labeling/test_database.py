@@ -217,7 +217,18 @@ def test_an_address_that_is_wrong_is_told_in_one_line(url, tmp_path):
     assert len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize("url", ["postgresql://ada:se/cret@localhost:port/x", "postgresql://ada:secret@127.0.0.1:1/x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://ada:se/cret@localhost:port/x",
+        "postgresql://ada:secret@127.0.0.1:1/x",
+        "postgresql://ada:se@cret@localhost:port/x",
+        "postgresql://ada:se?cret@localhost:port/x",
+        "postgresql://ada@localhost:port/x?password=secret",
+        "postgresql://ada@127.0.0.1:1/x?password=secret",
+        "ada:secret@localhost",
+    ],
+)
 def test_a_password_is_not_in_the_message(url):
     with pytest.raises(ConfigError) as caught:
         LabelStore(url)

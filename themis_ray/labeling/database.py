@@ -118,9 +118,8 @@ class Database:
                 command.upgrade(config, "head")
         except (SQLAlchemyError, sqlite3.Error, CommandError) as error:
             reason = error.orig if isinstance(error, DBAPIError) else error
-            raise ConfigError(
-                f"the database {self.engine.url.render_as_string()} cannot be prepared: {reason}. Check database_url."
-            ) from error
+            address = _without_password(self.engine.url.render_as_string())
+            raise ConfigError(f"the database {address} cannot be prepared: {reason}. Check database_url.") from error
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -153,7 +152,8 @@ class Database:
 
 
 def _without_password(url: str) -> str:
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
+    """Returns an address without who signs in, up to the last @, and without its parameters, such as ?password=."""
+    return re.sub(r"^(\w[\w+]*:/+)?.*@", r"\1***@", url, flags=re.DOTALL).partition("?")[0]
 
 
 def _write_ahead(cursor: Any) -> None:
