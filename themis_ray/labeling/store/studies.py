@@ -13,8 +13,10 @@ from sqlalchemy import Connection, Table, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from themis_ray.data import Choice
+from themis_ray.errors import ConfigError
 from themis_ray.labeling import tables
 from themis_ray.labeling.database import Database, repeated
+from themis_ray.labeling.notify import check_webhook_url
 from themis_ray.labeling.store.access import Member, write_audit
 from themis_ray.labeling.store.draws import draw
 from themis_ray.labeling.store.errors import ConflictError, NotFoundError, WrongError
@@ -120,7 +122,7 @@ class Studies:
 
         Raises:
             ConflictError: Another study has this id, or one that is not the maker's business.
-            WrongError: An arm shows an explanation that there is not.
+            WrongError: An arm shows an explanation that there is not, or the webhook may not be told.
         """
         with self._database.write() as connection:
             values = {
@@ -134,6 +136,7 @@ class Studies:
             study = read_study(connection, config.id)
             if is_new:
                 _check_arms(config)
+                _check_webhook(config)
                 write_audit(connection, actor, "study.create", config.id, {"title": config.title})
                 if maker is not None:
                     self._insert_new(connection, tables.membership, [{"member_id": maker.id, "study_id": config.id}])
@@ -410,6 +413,14 @@ def _check_arms(config: StudyConfig) -> None:
             )
         if arm.overlay and config.feedback == "demonstration":
             raise WrongError(f"arm {arm.name!r} shows overlay {arm.overlay!r}, but demonstrations have no clips.")
+
+
+def _check_webhook(config: StudyConfig) -> None:
+    if config.webhook_url:
+        try:
+            check_webhook_url(config.webhook_url)
+        except ConfigError as error:
+            raise WrongError(str(error)) from error
 
 
 def _check_overlays(study: StudyRow, query: NewQuery) -> None:
