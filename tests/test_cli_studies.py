@@ -17,6 +17,7 @@ from themis_ray.data import Choice, PreferenceDataset
 from themis_ray.errors import ConfigError, ThemisError
 from themis_ray.explaining import ExplainedRun
 from themis_ray.feedback import SAMPLERS
+from themis_ray.labeling.security import Signer
 from themis_ray.rllib import draw_queries, open_finished_run
 
 SETTINGS = [*SHORT_RUN, "num_env_steps=800", "feedback.budget=8"]
@@ -189,6 +190,21 @@ def test_answers_are_exported(service, tmp_path, monkeypatch):
     assert "no format" in themis("study", "export", "out", "--out", tmp_path / "answers.xls", code=2)
 
 
+def test_answers_to_questions_are_exported(service, tmp_path, monkeypatch):
+    service.study(id="asks", before=[{"kind": "text", "id": "words", "text": "Anything?"}])
+    person = service.store.people.join("asks", {}).id
+    service.store.people.respond(person, "before", {"words": "Tee für zwei\u2028"})
+    monkeypatch.setenv("THEMIS_STUDY_TOKEN", service.token("asks"))
+    monkeypatch.setenv("THEMIS_STUDY_URL", service.url)
+    out = tmp_path / "responses.jsonl"
+    themis("study", "export", "asks", "--responses", "--out", out)
+    (line,) = out.read_text().rstrip("\n").split("\n")
+    row = json.loads(line)
+    assert (row["annotator_id"], row["which"], row["answers"]) == (person, "before", {"words": "Tee für zwei\u2028"})
+    output = themis("study", "export", "asks", "--responses", "--out", tmp_path / "responses.csv", code=2)
+    assert "written as jsonl" in output
+
+
 def test_errors_are_one_line(service, tmp_path, monkeypatch):
     monkeypatch.setenv("THEMIS_STUDY_TOKEN", "wrong")
     output = themis("study", "status", "tea", "--url", service.url, code=2)
@@ -210,6 +226,9 @@ def test_a_study_is_made_where_the_service_keeps_its_data(tmp_path):
     output = themis("study", "create", source, "--data", data, "--url", "http://host:8000/")
     assert "For annotators: http://host:8000/s/cart?invitation=" in output
     assert "export THEMIS_STUDY_TOKEN=" in output
+    again = themis("study", "create", source, "--data", data)
+    assert "Make another on the study's page" in again
+    assert "THEMIS_STUDY_TOKEN=" not in again
     source.write_text(yaml.safe_dump({"id": "cart", "title": "Other"}))
     assert "other settings" in themis("study", "create", source, "--data", data, code=2)
     source.write_text(yaml.safe_dump({"id": "x", "title": "X", "arms": [{"name": "a", "overlay": "reward-shap"}]}))
@@ -217,6 +236,22 @@ def test_a_study_is_made_where_the_service_keeps_its_data(tmp_path):
     assert output.count("\n") == 1
     assert "overlay 'reward-shap', which is none" in output
     assert "kernel_shap" in output
+
+
+def test_a_link_is_signed_with_the_secret_of_the_service(tmp_path, monkeypatch):
+    monkeypatch.delenv("THEMIS_SECRET", raising=False)
+    source, data = tmp_path / "study.yaml", tmp_path / "labelling"
+    source.write_text(yaml.safe_dump({"id": "cart", "title": "Carts"}))
+    address = f"sqlite:///{tmp_path}/labels.db"
+    output = themis("study", "create", source, "--data", data, "--database-url", address, code=2)
+    assert "Set THEMIS_SECRET" in output
+    assert output.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
+    secret = "0123456789" * 4
+    monkeypatch.setenv("THEMIS_SECRET", secret)
+    output = themis("study", "create", source, "--data", data, "--database-url", address)
+    invitation = output.split("invitation=")[1].split()[0]
+    assert Signer(secret.encode()).read_invitation(invitation).study == "cart"
 
 
 # ---------------------------------------------------------------- in the terminal

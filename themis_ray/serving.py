@@ -6,9 +6,9 @@ import this module, and with it nothing of training.
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
@@ -26,6 +26,7 @@ __all__ = ["APP_NAME", "LabellingSettings", "clips_folder", "labelling", "secret
 APP_NAME = "labelling"
 DATABASE_VARIABLE = "THEMIS_DATABASE_URL"
 RETRY_AFTER_S = 2.0
+Address = Annotated[str, AfterValidator(lambda text: text.rstrip("/"))]  # paths are put behind it
 
 
 class LabellingSettings(BaseModel):
@@ -44,11 +45,11 @@ class LabellingSettings(BaseModel):
     database_url: str = Field(
         default="", description="Address of a Postgres database; empty: THEMIS_DATABASE_URL, or SQLite."
     )
-    public_url: str = Field(default="http://127.0.0.1:8000", description="Where people reach the service.")
-    clips_url: str = Field(
+    public_url: Address = Field(default="http://127.0.0.1:8000", description="Where people reach the service.")
+    clips_url: Address = Field(
         default="", description="Where people reach the clip server; empty: replicas send clips themselves, slower."
     )
-    root: str = Field(default="", description="Path that the service is under, such as /labels.")
+    root: Address = Field(default="", description="Path that the service is under, such as /labels.")
     metrics_token: str = Field(default="", description="Lets Prometheus read /metrics; empty: admins only.")
     joins_per_minute: int = Field(default=600, ge=1, description="People who may come to one study in a minute.")
     num_replicas: int | None = Field(default=None, ge=1, description="A fixed number; None: as many as are needed.")

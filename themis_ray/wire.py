@@ -17,6 +17,7 @@ __all__ = [
     "EXPLAINED",
     "EXPLANATION_METHODS",
     "OVERLAY_PATTERN",
+    "Action",
     "AnswerPage",
     "AnswerReceipt",
     "AssignmentView",
@@ -44,6 +45,7 @@ FeedbackKind = Literal["pairwise", "rating", "steps", "demonstration"]
 QueryKind = Literal["ordinary", "gold", "practice"]
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 ClipName = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}\.(webm|mp4)$")]
+Action = Annotated[int, Field(ge=0, lt=2**31)]
 LongId = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:~-]+$")]
 
 # What an overlay may explain, and how; the explanations themselves are out of the service's reach, so that it needs no
@@ -73,6 +75,9 @@ OverlayName = Annotated[str, StringConstraints(pattern=OVERLAY_PATTERN)]
 MAX_CLIP_FRAMES = 20_000
 MAX_OVERLAYS = 16
 MAX_MS = 24 * 3600 * 1000
+MAX_REPLAYS = 100_000
+MAX_SPEED = 16
+MAX_SEED = 2**63 - 1
 
 
 class Wire(BaseModel):
@@ -152,14 +157,14 @@ class NewAnswer(Wire):
     steps: tuple[Literal[-1, 0, 1], ...] | None = Field(
         default=None, max_length=MAX_CLIP_FRAMES, description="Of steps: bad, nothing or good for each frame."
     )
-    actions: tuple[int, ...] | None = Field(
+    actions: tuple[Action, ...] | None = Field(
         default=None, max_length=MAX_CLIP_FRAMES, description="Of demonstration: the discrete actions taken."
     )
     reset_seed: int | None = Field(default=None, ge=0, description="Of demonstration: the seed of the episode.")
     response_ms: int = Field(ge=0, le=MAX_MS, description="From the first frame shown to the answer.")
     watched_ms: int = Field(default=0, ge=0, le=MAX_MS, description="How long clips were moving.")
-    num_replays: int = Field(default=0, ge=0, le=100_000)
-    speed: float = Field(default=1.0, gt=0, le=16)
+    num_replays: int = Field(default=0, ge=0, le=MAX_REPLAYS)
+    speed: float = Field(default=1.0, gt=0, le=MAX_SPEED)
     overlay_ms: int = Field(default=0, ge=0, le=MAX_MS, description="How long clips were moving with the explanation.")
     count: int = Field(default=3, ge=0, le=10, description="How many assignments to hold afterwards.")
 

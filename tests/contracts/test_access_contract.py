@@ -16,6 +16,7 @@ from label_stores import (
 
 from themis_ray.labeling import tables
 from themis_ray.labeling.store import ForbiddenError, NotFoundError, TooManyError
+from themis_ray.labeling.study import StudyConfig
 
 store, clock = each_store, used_clock
 
@@ -62,18 +63,12 @@ def test_an_invitation_works_once_even_if_used_by_many_at_once(store):
 
 def test_a_member_who_is_deactivated_is_not_known_any_more(store):
     study_id = make_study(store, 0)
-    member = store.access.accept_invitation(uuid.uuid4().hex, "experimenter", "Ada", None)
-    assert store.access.member(member.id).studies == frozenset()
-    for _ in range(2):
-        store.access.add_to_study(member.id, study_id)
+    member = store.access.accept_invitation(uuid.uuid4().hex, "experimenter", "Ada", study_id)
     assert store.access.member(member.id).studies == {study_id}
     store.access.deactivate(member.id, "admin")
     for call in (store.access.member, lambda who: store.access.deactivate(who, "admin")):
         with pytest.raises(NotFoundError, match="no member"):
             call(member.id)
-    for who, study in ((member.id, study_id), ("m-nobody", study_id)):
-        with pytest.raises(NotFoundError):
-            store.access.add_to_study(who, study)
 
 
 def test_every_administrative_act_is_in_the_record(store):
@@ -82,7 +77,7 @@ def test_every_administrative_act_is_in_the_record(store):
     person = join(store, study_id)
     member = store.access.accept_invitation(uuid.uuid4().hex, "experimenter", "Ada", study_id)
     another = store.access.accept_invitation(uuid.uuid4().hex, "admin", "Bo", None)
-    store.access.add_to_study(another.id, study_id, member.id)
+    store.studies.create(StudyConfig(id=f"{study_id}-2", title="Walkers"), another.id, another)
     for status in ("paused", "running", "stopped"):
         store.studies.set_status(study_id, status, member.id)
     store.studies.extend(study_id, member.id, overlap=2)
@@ -97,7 +92,8 @@ def test_every_administrative_act_is_in_the_record(store):
         ("tests", "queries.add"),
         (member.id, "member.join"),
         (another.id, "member.join"),
-        (member.id, "member.add"),
+        (another.id, "study.create"),
+        (another.id, "member.add"),
         (member.id, "study.paused"),
         (member.id, "study.running"),
         (member.id, "study.stopped"),

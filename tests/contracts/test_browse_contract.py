@@ -89,7 +89,9 @@ def test_an_import_keeps_every_count_right(store, tmp_path):
     path = tmp_path / "answers.parquet"
     num_rows = export_study(store, one, path, "parquet")
     rows = [
-        row.model_copy(update={"annotator_id": f"{other}-{row.annotator_id}", "answer_id": f"{other}-{row.answer_id}"})
+        row.model_copy(
+            update={"study": other} | {name: f"{other}-{getattr(row, name)}" for name in ("annotator_id", "answer_id")}
+        )
         for row in read_answers(path)
     ]
     imports = Imports(store.database)
@@ -112,7 +114,7 @@ def test_people_who_were_brought_in_can_be_taken_out(store, tmp_path):
     path = tmp_path / "answers.jsonl"
     export_study(store, one, path, "jsonl")
     rows = [
-        row.model_copy(update={"annotator_id": f"x-{other}", "answer_id": f"{other}-{n}"})
+        row.model_copy(update={"study": other, "annotator_id": f"x-{other}", "answer_id": f"{other}-{n}"})
         for n, row in enumerate(read_answers(path))
     ]
     imports = Imports(store.database)

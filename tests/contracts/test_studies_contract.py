@@ -97,6 +97,29 @@ def test_the_answer_that_stops_a_study_sends_its_person_on(store):
     assert {row.num_taken - row.num_answers for row in store.studies.queries(study_id)} == {0}
 
 
+def test_a_study_that_has_enough_goes_on_when_more_is_asked_for(store):
+    study_id = make_study(store, 9, max_answers=2, queries_per_annotator=4, after=QUESTIONS[1:2])
+    person = join(store, study_id)
+    assert len(answer_all(store, person)) == 2
+    assert store.people.get(person).stage == "after"
+    with pytest.raises(WrongError, match="max_answers 1 is less than before"):
+        store.studies.extend(study_id, "tests", max_answers=1)
+    extended = store.studies.extend(study_id, "tests", max_answers=3)
+    assert (extended.config.max_answers, extended.status) == (3, "stopped")
+    store.studies.set_status(study_id, "running", "tests")
+    assert len(answer_all(store, person)) == 1
+    assert store.studies.get(study_id).status == "stopped"
+    as_it_was = extended.config.model_copy(update={"max_answers": 2})
+    assert store.studies.create(as_it_was, "tests").config.max_answers == 3
+    with pytest.raises(ConflictError, match="other settings"):
+        store.studies.create(extended.config.model_copy(update={"max_answers": None}), "tests")
+    unlimited = make_study(store, 1)
+    with pytest.raises(WrongError, match="takes any number"):
+        store.studies.extend(unlimited, "tests", max_answers=3)
+    with pytest.raises(ConflictError, match="other settings"):
+        store.studies.create(store.studies.get(unlimited).config.model_copy(update={"max_answers": 3}), "tests")
+
+
 def test_extending_a_study_asks_for_more(store):
     study_id = make_study(store, 2, queries_per_annotator=1, after=QUESTIONS[1:2])
     store.studies.add_queries(

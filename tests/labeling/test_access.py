@@ -1,10 +1,12 @@
 """Who may read and do what: nobody reads anything without proof, and proof of one study opens no other."""
 
 import re
+import secrets
 import time
 
 import pytest
 from conftest import answer, clip_name, new_query
+from label_stores import run_threads
 
 from themis_ray.errors import ConfigError
 from themis_ray.labeling import tables
@@ -93,6 +95,22 @@ def test_an_experimenter_sees_their_own_studies_only(lab):
     assert person.get("/api/v1/studies/new").status_code == 200
     assert person.get("/api/v1/audit").status_code == 403
     assert {row["id"] for row in lab.member().get("/api/v1/studies").json()} == {"cart", "boat", "new"}
+
+
+def test_who_sends_the_settings_of_a_study_of_others_does_not_get_into_it(lab):
+    ada, bob, admin = lab.member("experimenter"), lab.member("experimenter"), lab.member()
+    settings = {"id": "new", "title": "New"}
+    for _ in range(2):
+        assert ada.post("/api/v1/studies", json=settings).status_code == 201
+    assert admin.post("/api/v1/studies", json=settings).status_code == 201
+    form = {"csrf_token": bob.headers["X-CSRF-Token"], "settings": "id: new\ntitle: New"}
+    for title in ("New", "Old"):
+        refused = bob.post("/api/v1/studies", json=settings | {"title": title})
+        assert refused.status_code == 409
+        assert refused.json()["error"] == "there is a study 'new' already. Choose another id."
+    assert bob.post("/studies", data=form, follow_redirects=False).status_code == 409
+    assert bob.get("/api/v1/studies/new").status_code == 404
+    assert bob.get("/studies/new").status_code == 404
 
 
 def test_an_annotator_is_no_experimenter_and_sees_own_work_only(lab):
@@ -262,6 +280,21 @@ def test_a_secret_is_made_once_and_is_its_owners(tmp_path, monkeypatch):
     monkeypatch.setenv("THEMIS_SECRET", "x")
     with pytest.raises(ConfigError, match="THEMIS_SECRET"):
         read_secret(path)
+
+
+def test_all_who_start_at_once_get_the_same_secret(tmp_path, monkeypatch):
+    monkeypatch.delenv("THEMIS_SECRET", raising=False)
+    draw, found = secrets.token_urlsafe, []
+
+    def draw_slowly(num_bytes):
+        time.sleep(0.05)
+        return draw(num_bytes)
+
+    monkeypatch.setattr(secrets, "token_urlsafe", draw_slowly)
+    path = tmp_path / "secret.key"
+    run_threads(8, lambda _: found.append(read_secret(path)))
+    assert found == [path.read_bytes()] * 8
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_sessions_run_out(lab, monkeypatch):

@@ -4,9 +4,11 @@ import concurrent.futures
 
 import pytest
 from conftest import CLIP_BYTES, answer, clip_name, new_query
+from sqlalchemy.exc import OperationalError, TimeoutError
 
 from themis_ray.labeling import tables
 from themis_ray.labeling.clip_server import clip_path
+from themis_ray.labeling.export import read_answers
 from themis_ray.labeling.signing import check_clip
 
 
@@ -122,6 +124,32 @@ def test_withdrawal_leaves_nothing_but_a_tombstone(lab):
     assert len(work_through(lab.annotator())) == 3
 
 
+def test_what_people_say_about_themselves_is_read_by_those_of_the_study(lab):
+    age = {"kind": "choice", "id": "age", "text": "Of age?", "options": ["yes", "no"]}
+    often = {"kind": "scale", "id": "often", "text": "How often?"}
+    words = {"kind": "text", "id": "words", "text": "Anything?"}
+    program = lab.program(lab.study(num_queries=1, before=[age, often], after=[words]))
+    ada, bob = lab.annotator(), lab.annotator()
+    for person, number in ((ada, 3), (bob, 5)):
+        given = {"answers": {"age": "yes", "often": number}}
+        assert person.post("/api/v1/questions/before", json=given).status_code == 200
+    work_through(ada)
+    ada.post("/api/v1/finish")
+    assert ada.post("/api/v1/questions/after", json={"answers": {"words": "fünf"}}).status_code == 200
+    rows = program.get("/api/v1/studies/cart/responses").json()
+    said = {(row["annotator_id"], row["which"]): row["answers"] for row in rows}
+    assert said == {
+        (ada.annotator_id, "before"): {"age": "yes", "often": 3},
+        (ada.annotator_id, "after"): {"words": "fünf"},
+        (bob.annotator_id, "before"): {"age": "yes", "often": 5},
+    }
+    ada.post("/api/v1/withdraw")
+    assert {row["annotator_id"] for row in program.get("/api/v1/studies/cart/responses").json()} == {bob.annotator_id}
+    assert lab.member("experimenter").get("/api/v1/studies/cart/responses").status_code == 404
+    assert bob.get("/api/v1/studies/cart/responses").status_code == 401
+    assert lab.member().get("/api/v1/studies/none/responses").status_code == 404
+
+
 def test_undo_brings_the_query_back_first(lab):
     program = lab.program(lab.study())
     ada = lab.annotator()
@@ -211,6 +239,7 @@ def test_more_can_be_asked_for(lab):
     assert extended["num_waiting"] == 2
     assert len(work_through(lab.annotator())) == 2
     assert admin.post("/api/v1/studies/cart/extend", json={"overlap": 1}).status_code == 422
+    assert "takes any number" in admin.post("/api/v1/studies/cart/extend", json={"max_answers": 9}).json()["error"]
     as_it_was = {"id": "cart", "title": "Carts", "queries_per_annotator": 2}
     assert admin.post("/api/v1/studies", json=as_it_was).json()["settings"]["overlap"] == 2
     assert admin.post("/api/v1/studies", json=as_it_was | {"title": "Boats"}).status_code == 409
@@ -223,6 +252,23 @@ def test_a_study_of_an_older_version_is_read_without_what_is_gone(lab):
         older = settings[:-1] + ', "is_gone": 1}'
         connection.execute(tables.study.update().values(settings=older))
     assert lab.service.store.studies.get("cart").config.title == "Carts"
+
+
+@pytest.mark.parametrize("has_gold", [True, False])
+def test_gold_weighs_answers_where_every_query_is_asked_once(lab, has_gold, tmp_path):
+    program = lab.program(lab.study(num_queries=40, queries_per_annotator=40, gold_share=0.5, min_gold_accuracy=0.6))
+    if has_gold:
+        gold = [new_query(100 + number, kind="gold", gold_choice="equal") for number in range(8)]
+        assert program.post("/api/v1/studies/cart/queries", json={"queries": gold}).status_code == 200
+    ada = lab.annotator()
+    work_through(ada, "left")
+    expected = 0.0 if has_gold else 1.0
+    (person,) = program.get("/api/v1/studies/cart/report").json()["annotators"]
+    assert person["weight"] == expected
+    assert {row["weight"] for row in program.get("/api/v1/studies/cart/answers").json()["answers"]} == {expected}
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes(program.get("/api/v1/studies/cart/export?format=jsonl").content)
+    assert {row.weight for row in read_answers(path)} == {expected}
 
 
 def test_bad_answers_are_refused_in_one_line(lab):
@@ -243,6 +289,18 @@ def test_bad_answers_are_refused_in_one_line(lab):
         assert response.status_code == status, change
         assert "\n" not in response.json()["error"]
     assert answer(ada, first).status_code == 200
+
+
+@pytest.mark.parametrize("error", [TimeoutError("no connection"), OperationalError("", {}, Exception("locked"))])
+def test_a_database_that_does_not_answer_is_busy(lab, monkeypatch, error):
+    program = lab.program(lab.study())
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(lab.service.store.studies, "get", fail)
+    response = program.get("/api/v1/studies/cart")
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "2")
 
 
 def test_the_document_describes_every_call(lab):

@@ -12,7 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from label_stores import BACKENDS, make_url, run_threads, temporary_folder
 from sqlalchemy import inspect, select, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from themis_ray.errors import ConfigError
 from themis_ray.labeling import tables
@@ -117,6 +117,14 @@ def test_a_transaction_that_fails_leaves_nothing(database):
     assert members(database) == {"m-2"}
 
 
+def test_what_is_stored_is_not_in_the_message_of_an_error(database):
+    for statement in (tables.member.insert(), text("INSERT INTO nowhere VALUES (:id, :name)")):
+        values = {"id": "m-1", "name": "PROLIFIC_PID", "role": None}
+        with pytest.raises(DBAPIError) as caught, database.write() as connection:
+            connection.execute(statement, values)
+        assert "PROLIFIC_PID" not in str(caught.value).partition("DETAIL")[0]
+
+
 def test_a_reader_sees_one_state_and_holds_up_nobody(database):
     with database.read() as reader:
         assert reader.execute(select(tables.member.c.id)).all() == []
@@ -209,7 +217,18 @@ def test_an_address_that_is_wrong_is_told_in_one_line(url, tmp_path):
     assert len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize("url", ["postgresql://ada:se/cret@localhost:port/x", "postgresql://ada:secret@127.0.0.1:1/x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://ada:se/cret@localhost:port/x",
+        "postgresql://ada:secret@127.0.0.1:1/x",
+        "postgresql://ada:se@cret@localhost:port/x",
+        "postgresql://ada:se?cret@localhost:port/x",
+        "postgresql://ada@localhost:port/x?password=secret",
+        "postgresql://ada@127.0.0.1:1/x?password=secret",
+        "ada:secret@localhost",
+    ],
+)
 def test_a_password_is_not_in_the_message(url):
     with pytest.raises(ConfigError) as caught:
         LabelStore(url)

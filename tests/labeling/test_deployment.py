@@ -62,6 +62,12 @@ def test_serve_makes_settings_of_the_arguments_of_a_file() -> None:
     assert application._bound_deployment.init_args == (LabellingSettings(max_replicas=4),)
 
 
+def test_a_slash_at_the_end_of_an_address_makes_no_difference() -> None:
+    addresses = ("public_url", "clips_url", "root")
+    settings = LabellingSettings(public_url="https://host/", clips_url="https://clips/", root="/labels/")
+    assert [getattr(settings, name) for name in addresses] == ["https://host", "https://clips", "/labels"]
+
+
 def test_a_fixed_number_of_replicas_and_what_happens_when_too_many_ask() -> None:
     config = labelling(LabellingSettings(num_replicas=3, max_ongoing_requests=50))._bound_deployment._deployment_config
     assert config.num_replicas == 3

@@ -2,6 +2,8 @@
 
 import json
 import re
+import sqlite3
+import time
 import zipfile
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,12 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import answer, clip_name, new_query
+from label_stores import check_counts
 from test_report import make_answer
 
 from themis_ray.errors import DataError, UnknownNameError
 from themis_ray.labeling.export import ANSWER_FORMATS, SCHEMA, AnswerRow, answer_rows, read_answers, write_answers
 from themis_ray.labeling.routes import exports
-from themis_ray.labeling.store import LabelStore, NotFoundError, WrongError
+from themis_ray.labeling.store import LabelStore, NotFoundError, StoreError, WrongError
+from themis_ray.labeling.store.places import free_expired
 from themis_ray.labeling.study import Arm, StudyConfig
 from themis_ray.labeling.transfer import export_study, import_study
 from themis_ray.wire import NewQuery
@@ -74,6 +78,16 @@ def test_a_row_leads_back_to_where_the_answer_comes_from():
     assert json.loads(row.about) == ABOUT
     assert make_rows()[1].seed is None
     assert json.loads(make_rows()[1].about) == {"seed": "b"}
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_query_about_which_much_or_nothing_is_said_comes_back(tmp_path, name):
+    about = {"env_id": "", "run": None, "checkpoint": "", "words": "x" * 200_000}
+    query = NewQuery.model_validate(new_query(1, id="q1", about=about))
+    rows = list(answer_rows([make_answer(1, "q1")], {"q1": query}, STUDY))
+    write_answers(rows, tmp_path / name, format_of(name), STUDY)
+    assert list(read_answers(tmp_path / name)) == rows
+    assert json.loads(rows[0].about) == about
 
 
 def test_practice_and_undone_answers_stay():
@@ -136,6 +150,14 @@ def test_what_is_there_is_not_written_over(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
 
 
+def test_a_number_that_is_too_large_for_a_column_is_told_in_one_line(tmp_path):
+    row = make_rows()[4].model_copy(update={"actions": (2**31,)})
+    for name in ("a.parquet", "a.zip"):
+        with pytest.raises(DataError, match=r"2147483648.*Export as jsonl or csv"):
+            write_answers([row], tmp_path / name, format_of(name), STUDY)
+    assert write_answers([row], tmp_path / "a.jsonl", "jsonl", STUDY) == 1
+
+
 def test_damaged_files_are_refused_with_the_place(tmp_path):
     rows = [json.loads(row.model_dump_json()) for row in make_rows()]
     rows[1]["choice"] = "up"
@@ -179,6 +201,23 @@ def test_an_export_holds_nothing_that_a_panel_says(lab, tmp_path, name):
     assert all("person-" not in row.model_dump_json() for row in read_answers(tmp_path / name))
 
 
+def test_queries_that_are_added_and_answered_during_an_export_are_in_the_next_one(lab, tmp_path, monkeypatch):
+    fill(lab, num_people=1)
+    store, read = lab.service.store, lab.service.store.studies.queries
+
+    def read_and_go_on(*args, **kwargs):
+        rows = read(*args, **kwargs)
+        monkeypatch.setattr(store.studies, "queries", read)
+        assert store.studies.add_queries("cart", [NewQuery.model_validate(new_query(9))], "test") == 1
+        client = lab.annotator()
+        assert answer(client, client.get("/api/v1/assignments").json()["assignments"][0]).status_code == 200
+        return rows
+
+    monkeypatch.setattr(store.studies, "queries", read_and_go_on)
+    assert export_study(store, "cart", tmp_path / "a.jsonl", "jsonl") == 4
+    assert export_study(store, "cart", tmp_path / "b.jsonl", "jsonl") == 5
+
+
 def test_an_export_and_its_import_are_the_same_study(lab, tmp_path):
     fill(lab)
     store = lab.service.store
@@ -205,6 +244,38 @@ def second_service(lab, tmp_path, overlap=3):
         store.studies.add_clip("cart", clip_name(number), 3)
     store.studies.add_queries("cart", [NewQuery.model_validate(new_query(number)) for number in range(4)], "test")
     return store
+
+
+@pytest.mark.parametrize("state", ["leased", "expired"])
+def test_a_backup_takes_answers_to_what_was_on_desks_when_it_was_made(lab, tmp_path, state):
+    lab.study("cart", num_queries=4, overlap=2, queries_per_annotator=4)
+    store, client = lab.service.store, lab.annotator()
+    held = client.get("/api/v1/assignments").json()["assignments"]
+    with sqlite3.connect(tmp_path / "labels.db") as source, sqlite3.connect(tmp_path / "backup.db") as copy:
+        source.backup(copy)
+    for assignment in held[:2]:
+        answer(client, assignment)
+    export_study(store, "cart", tmp_path / "a.parquet", "parquet")
+    backup = LabelStore(f"sqlite:///{tmp_path}/backup.db")
+    if state == "expired":
+        with backup.database.write() as connection:
+            assert free_expired(connection, "cart", time.time() + 1e6)
+    for expected in ((2, 0), (0, 2)):
+        counts = import_study(backup, "cart", tmp_path / "a.parquet", "me")
+        assert (counts.num_new, counts.num_known) == expected
+        check_counts(backup, "cart")
+    export_study(backup, "cart", tmp_path / "b.parquet", "parquet")
+    assert list(read_answers(tmp_path / "b.parquet")) == list(read_answers(tmp_path / "a.parquet"))
+    desk = backup.work.desk(client.annotator_id, 4)
+    assert {row.id for row in desk.assignments} >= {held[2]["assignment_id"]}
+    assert (desk.progress.num_answered, len(desk.assignments)) == (2, 2)
+    for assignment in client.get("/api/v1/assignments").json()["assignments"]:
+        answer(client, assignment)
+    export_study(store, "cart", tmp_path / "c.parquet", "parquet")
+    import_study(backup, "cart", tmp_path / "c.parquet", "me")
+    assert backup.work.desk(client.annotator_id, 3).stage == "done"
+    check_counts(backup, "cart")
+    backup.close()
 
 
 def test_more_answers_than_were_wanted_are_wanted_from_then_on(lab, tmp_path):
@@ -235,13 +306,63 @@ def test_answers_that_do_not_belong_to_a_study_are_refused(lab, tmp_path):
     lab.study("empty", num_queries=0)
     store = lab.service.store
     export_study(store, "cart", tmp_path / "a.parquet", "parquet")
-    with pytest.raises(WrongError, match="is in study 'cart' already"):
+    with pytest.raises(WrongError, match=r"is of study 'cart'. Give a file of 'pole'"):
         import_study(store, "pole", tmp_path / "a.parquet", "me")
-    with pytest.raises(NotFoundError, match="has no query"):
-        import_study(store, "empty", tmp_path / "a.parquet", "me")
+    rows = list(read_answers(tmp_path / "a.parquet"))
+    for study, refusal in (("pole", "is in study 'cart' already"), ("empty", "has no query")):
+        renamed = [row.model_copy(update={"study": study}) for row in rows]
+        write_answers(renamed, tmp_path / f"{study}.jsonl", "jsonl", STUDY)
+        with pytest.raises(StoreError, match=refusal):
+            import_study(store, study, tmp_path / f"{study}.jsonl", "me")
     with pytest.raises(NotFoundError, match="no study"):
         import_study(store, "nosuch", tmp_path / "a.parquet", "me")
     assert store.studies.counts("pole").num_answers == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "message"),
+    [
+        ({"response_ms": 2**70}, 400, "row 1: response_ms"),
+        ({"reset_seed": 2**64}, 400, "row 1: reset_seed"),
+        ({"speed": float("nan")}, 400, "row 1: speed"),
+        ({"speed": -1}, 400, "row 1: speed"),
+        ({"arm": "a\0"}, 400, "row 1: arm"),
+        ({"choice": None, "rating": 7}, 400, "row 1: rating"),
+        ({"rating": float("nan")}, 400, "row 1: rating"),
+        ({"steps": [2]}, 400, "row 1: steps"),
+        ({"actions": [2**31]}, 400, "row 1: actions"),
+        ({"answered_at": "9999-12-31T23:59:59-23:00"}, 400, "row 1: answered_at: .* from 1970 to 3000"),
+        ({"assigned_at": "0001-01-01T00:00:00+23:00"}, 400, "row 1: assigned_at"),
+        ({"choice": None}, 422, "answer a-new: an answer to a query of kind pairwise was expected"),
+        ({"rating": 0.5}, 422, "answer a-new: an answer to a query of kind pairwise was expected"),
+        ({"study": "pole"}, 422, "is of study 'pole'"),
+    ],
+)
+def test_an_answer_that_could_not_be_given_is_not_imported(lab, change, status, message):
+    program = lab.program(fill(lab, num_people=1))
+    row = json.loads(program.get("/api/v1/studies/cart/export?format=jsonl").text.splitlines()[0])
+    row |= {"answer_id": "a-new", "annotator_id": "new"}
+    body = json.dumps(row | change)
+    refused = program.post("/api/v1/studies/cart/import?format=jsonl", content=body)
+    assert refused.status_code == status, refused.text
+    assert re.search(message, refused.json()["error"])
+    assert lab.service.store.studies.counts("cart").num_answers == 4
+    taken = program.post("/api/v1/studies/cart/import?format=jsonl", content=json.dumps(row))
+    assert taken.json()["num_new"] == 1
+
+
+def test_a_time_without_a_zone_is_one_of_utc(tmp_path, monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        row = json.loads(make_rows()[0].model_dump_json())
+        for given in ("2026-01-02T03:04:05", "2026-01-02T04:04:05+01:00", "2026-01-02T03:04:05Z"):
+            (tmp_path / "a.jsonl").write_text(json.dumps(row | {"answered_at": given}))
+            (read,) = read_answers(tmp_path / "a.jsonl")
+            assert read.answered_at == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.fixture

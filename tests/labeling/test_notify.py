@@ -230,6 +230,9 @@ def test_addresses_that_may_be_told(url):
         "ftp://example.org/",
         "file:///etc/passwd",
         "https://",
+        "https://[",
+        "https://a\tb/",
+        "https://example.org:port/",
         "hooks.example.org",
     ],
 )
@@ -237,6 +240,15 @@ def test_addresses_that_may_not_be_told(url):
     with pytest.raises(ConfigError):
         check_webhook_url(url)
     assert make_notifier().tell(find_events(STATE, NOW), url) == 0
+
+
+def test_a_study_is_not_made_with_an_address_that_may_not_be_told(lab):
+    for url in ("https://[", "http://example.org/"):
+        settings = {"id": "cart", "title": "Carts", "webhook_url": url}
+        refused = lab.member().post("/api/v1/studies", json=settings)
+        assert refused.status_code == 422
+        assert "webhook_url" in refused.json()["error"]
+    assert lab.service.store.studies.all() == []
 
 
 # ---------------------------------------------------------------- e-mail

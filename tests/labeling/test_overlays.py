@@ -125,7 +125,9 @@ def test_exposure_and_dwell_are_logged_reported_and_exported(lab, tmp_path):
     # The same queries elsewhere, without explained clips: what was shown is known still.
     lab.study("boat", num_queries=3)
     renamed = [
-        row.model_copy(update={name: f"n-{getattr(row, name)}" for name in ("annotator_id", "answer_id")})
+        row.model_copy(
+            update={"study": "boat"} | {name: f"n-{getattr(row, name)}" for name in ("annotator_id", "answer_id")}
+        )
         for row in exported
     ]
     copy = tmp_path / "copy.jsonl"

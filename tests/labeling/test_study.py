@@ -37,6 +37,11 @@ def test_a_study_is_read_from_a_file_or_a_text(tmp_path):
     assert load_study(path) == load_study(path.read_text()) == StudyConfig(**BASE)
 
 
+def test_what_looks_like_a_date_and_is_none_is_told_in_one_line():
+    with pytest.raises(ConfigError, match="study is no YAML: day is out of range"):
+        load_study("id: s\ntitle: S\nconsent:\n  version: 2024-02-30\n  text: T")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

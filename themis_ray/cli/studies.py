@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,7 @@ Examples:
   themis study add-queries my-study --run runs/pendulum-v1-sac-oracle-s0 --sampler disagreement -n 200
   themis study status my-study
   themis study export my-study --out answers.parquet
+  themis study export my-study --responses --out responses.jsonl
 """
 SIMULATE_EXAMPLES = """
 \b
@@ -51,6 +53,7 @@ TOKEN_VARIABLE = "THEMIS_STUDY_TOKEN"
 URL_VARIABLE = "THEMIS_STUDY_URL"
 DEFAULT_URL = "http://127.0.0.1:8000"
 NUM_QUERIES_AT_ONCE = 50
+ACTOR = "themis study create"
 
 
 def connected(command: Command) -> Command:
@@ -95,7 +98,7 @@ def study() -> None:
 @click.option("--url", envvar=URL_VARIABLE, default=DEFAULT_URL, show_default=True, help="Address of the service.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def create(source: Path, data: Path, database_url: str, url: str, debug: bool) -> None:
-    """Make a study in the data folder of a service, and print its link and an API token.
+    """Make a study in the data folder of a service, and print its link and, the first time, an API token.
 
     Run it where the service runs. From elsewhere, sign in and make the study on the page Studies.
     """
@@ -108,20 +111,31 @@ def create(source: Path, data: Path, database_url: str, url: str, debug: bool) -
 
     config = load_study(source)
     settings = LabellingSettings(data=data.resolve(), database_url=database_url)
-    if not database_url and not secret_path(settings.data).exists():
-        raise ConfigError(
-            f"--data {data} is no data folder of themis serve. Start themis serve first, or give another."
-        )
+    if not secret_path(settings.data).exists():
+        if not database_url:
+            raise ConfigError(
+                f"--data {data} is no data folder of themis serve. Start themis serve first, or give another."
+            )
+        if "THEMIS_SECRET" not in os.environ:
+            raise ConfigError(
+                f"--data {data} has no secret of themis serve to sign the link with. Set THEMIS_SECRET as the service "
+                "has it, or give its data folder."
+            )
+    secret = read_secret(secret_path(settings.data))
     store = LabelStore(settings.resolved_database_url())
     try:
-        store.studies.create(config, "themis study create")
-        token, _ = store.access.make_token(config.id, "themis study create", "themis study create")
+        store.studies.create(config, ACTOR)
+        is_known = any(row.name == ACTOR and row.revoked_at is None for row in store.access.tokens(config.id))
+        token = None if is_known else store.access.make_token(config.id, ACTOR, ACTOR)[0]
     finally:
         store.close()
-    invitation = Signer(read_secret(secret_path(settings.data))).make_invitation("annotator", config.id, 366 * 86_400)
+    invitation = Signer(secret).make_invitation("annotator", config.id, 366 * 86_400)
     click.echo(f"Study: {config.id}")
     click.echo(f"For annotators: {url.rstrip('/')}/s/{config.id}?invitation={invitation}")
-    click.echo(f"Token, shown once: export {TOKEN_VARIABLE}={token}")
+    if token is None:
+        click.echo("Token: shown the first time. Make another on the study's page.")
+    else:
+        click.echo(f"Token, shown once: export {TOKEN_VARIABLE}={token}")
 
 
 @study.command("list")
@@ -161,20 +175,35 @@ def show_status(study_id: str, status: str | None, url: str, token: str | None, 
 @click.argument("study_id", metavar="STUDY")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="New file.")
 @click.option("--format", "format_name", help="parquet, jsonl, csv or huggingface (zip). Default: by the suffix.")
+@click.option(
+    "--responses", is_flag=True, help="Instead what people answered to the questions before and after, as jsonl."
+)
 @connected
 def export(
-    study_id: str, out: Path, format_name: str | None, url: str, token: str | None, token_env: str, debug: bool
+    study_id: str,
+    out: Path,
+    format_name: str | None,
+    responses: bool,
+    url: str,
+    token: str | None,
+    token_env: str,
+    debug: bool,
 ) -> None:
     """Write all answers of a study into a file."""
     del debug
     formats = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv", ".zip": "huggingface"}
     name = format_name or formats.get(out.suffix, out.suffix)
     lookup("format", name, dict.fromkeys(formats.values()))
+    if responses and name != "jsonl":
+        raise ConfigError(f"--responses are written as jsonl, not as {name}. Give --out FILE.jsonl.")
     if out.exists():
         raise ConfigError(f"--out {out} is there already. Give another file.")
     check_file("--out", out)
     with connect(url, token, token_env) as client:
-        content = client.export(study_id, name)
+        if responses:
+            content = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in client.responses(study_id)).encode()
+        else:
+            content = client.export(study_id, name)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(content)
     click.echo(f"Wrote {out} ({len(content) / 1000:.0f} kB).")

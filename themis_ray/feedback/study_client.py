@@ -304,6 +304,10 @@ class StudyClient:
         parameters = {"format": format_name}
         return self.send(Call("GET", _path("studies", study, "export"), bytes, parameters=parameters))
 
+    def responses(self, study: str) -> list[dict[str, Any]]:
+        """Returns what people answered to the questions before and after the work."""
+        return self.send(Call("GET", _path("studies", study, "responses"), _read_list))
+
     def invite(self, study: str, **settings: Any) -> dict[str, Any]:
         """Makes a signed link through which people come to a study."""
         return self.send(Call("POST", _path("studies", study, "invitations"), _read_object, settings))

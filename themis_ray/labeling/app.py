@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 
 from themis_ray.labeling.callers import AnyCaller
@@ -85,6 +85,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _refuse_wrong)
     app.add_exception_handler(HTTPException, _refuse_http)
     app.add_exception_handler(OperationalError, _refuse_busy)
+    app.add_exception_handler(TimeoutError, _refuse_busy)  # all connections are taken
     app.add_middleware(SessionRenewal, service=service)
     app.add_middleware(SecureHeaders, clips_origin=service.settings.clips_origin, is_https=service.settings.is_https)
     app.add_middleware(Timing)

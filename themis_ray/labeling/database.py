@@ -30,6 +30,8 @@ T = TypeVar("T")
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_MS = 20_000
 POOL_SIZE = 8
+# What people say about themselves is in parameters, and errors are logged.
+ENGINE: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": POOL_SIZE, "hide_parameters": True}
 WAL_TRIES, WAL_PAUSE_S = 200, 0.02
 # Any number that no other program takes: replicas that start together migrate one after another.
 MIGRATION_LOCK, ANSWER_LOCK = 7_461_001, 7_461_002
@@ -82,9 +84,7 @@ class Database:
             if parsed.drivername == "postgresql":
                 parsed = parsed.set(drivername="postgresql+psycopg")
             self.engine = (
-                _sqlite_engine(parsed)
-                if self.is_sqlite
-                else create_engine(parsed, pool_size=POOL_SIZE, max_overflow=POOL_SIZE, pool_pre_ping=True)
+                _sqlite_engine(parsed) if self.is_sqlite else create_engine(parsed, pool_pre_ping=True, **ENGINE)
             )
         except (ArgumentError, NoSuchModuleError, ValueError) as error:
             raise ConfigError(
@@ -118,9 +118,8 @@ class Database:
                 command.upgrade(config, "head")
         except (SQLAlchemyError, sqlite3.Error, CommandError) as error:
             reason = error.orig if isinstance(error, DBAPIError) else error
-            raise ConfigError(
-                f"the database {self.engine.url.render_as_string()} cannot be prepared: {reason}. Check database_url."
-            ) from error
+            address = _without_password(self.engine.url.render_as_string())
+            raise ConfigError(f"the database {address} cannot be prepared: {reason}. Check database_url.") from error
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -153,7 +152,8 @@ class Database:
 
 
 def _without_password(url: str) -> str:
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
+    """Returns an address without who signs in, up to the last @, and without its parameters, such as ?password=."""
+    return re.sub(r"^(\w[\w+]*:/+)?.*@", r"\1***@", url, flags=re.DOTALL).partition("?")[0]
 
 
 def _write_ahead(cursor: Any) -> None:
@@ -173,7 +173,7 @@ def _write_ahead(cursor: Any) -> None:
 def _sqlite_engine(url: Any) -> Engine:
     if url.database in (None, "", ":memory:"):
         raise ConfigError("database_url names no file. Give sqlite:///FILE; a database in memory would lose answers.")
-    engine = create_engine(url, pool_size=POOL_SIZE, max_overflow=POOL_SIZE, connect_args={"check_same_thread": False})
+    engine = create_engine(url, connect_args={"check_same_thread": False}, **ENGINE)
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _: Any) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from themis_ray.clips import upscale
 from themis_ray.envs import EnvConfig, action_names, find_family, make_env
 from themis_ray.envs.display import prepare_drawing
-from themis_ray.errors import ConfigError
+from themis_ray.errors import ConfigError, UnknownNameError
 from themis_ray.labeling.store import WrongError
 
 __all__ = ["EpisodeView", "OpenEpisodes"]
@@ -78,6 +78,7 @@ class OpenEpisodes:
     def __init__(self, num_open: int = MAX_OPEN) -> None:
         self._num_open = num_open
         self._open: OrderedDict[str, _Episode] = OrderedDict()
+        self._num_actions: dict[str, int | None] = {}
         self._lock = threading.Lock()
 
     def act(self, env_config: EnvConfig, assignment_id: str, reset_seed: int, actions: Sequence[int]) -> EpisodeView:
@@ -91,6 +92,7 @@ class OpenEpisodes:
 
         Raises:
             ConfigError: The environment cannot be made, or has no discrete actions.
+            UnknownNameError: There is no such environment.
             WrongError: There is no such action, or the episode ends before the last of them.
         """
         key = f"{assignment_id}/{reset_seed}"
@@ -113,6 +115,20 @@ class OpenEpisodes:
                     self._open.popitem(last=False)[1].env.close()
             frame = np.asarray(episode.env.render(), np.uint8)
             return EpisodeView(reset_seed, episode.action_names, frame, episode.is_over)
+
+    def num_actions(self, env_config: EnvConfig) -> int | None:
+        """Returns how many actions an environment has; None where it cannot be made here."""
+        key = env_config.model_dump_json()
+        with self._lock:
+            if key not in self._num_actions:
+                try:
+                    episode = _begin(env_config, seed=0)
+                except (ConfigError, UnknownNameError):
+                    self._num_actions[key] = None
+                else:
+                    self._num_actions[key] = len(episode.action_names)
+                    episode.env.close()
+            return self._num_actions[key]
 
     def close(self) -> None:
         """Ends all episodes."""

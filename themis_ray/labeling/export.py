@@ -12,27 +12,44 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from themis_ray.data import Choice, parquet
 from themis_ray.errors import DataError, lookup
 from themis_ray.files import whole
 from themis_ray.labeling.study import StudyConfig
-from themis_ray.wire import ClipName, FeedbackKind, LongId, NewQuery, QueryKind, Slug, StoredAnswer, Wire
+from themis_ray.wire import (
+    MAX_CLIP_FRAMES,
+    MAX_MS,
+    MAX_REPLAYS,
+    MAX_SEED,
+    MAX_SPEED,
+    Action,
+    ClipName,
+    FeedbackKind,
+    LongId,
+    NewQuery,
+    QueryKind,
+    Slug,
+    StoredAnswer,
+    Wire,
+)
 
 __all__ = ["ANSWER_FORMATS", "AnswerRow", "answer_rows", "read_answers", "write_answers"]
 
 # Each format and the suffix that it is known by.
 ANSWER_FORMATS = {"parquet": ".parquet", "jsonl": ".jsonl", "csv": ".csv", "huggingface": ".zip"}
 ROWS_PER_BATCH = 20_000
+MAX_CELL = 2**31 - 1
+NO_NUL = r"^[^\x00]*$"
 SHARD = "data/train-00000-of-00001.parquet"
 CARD = "README.md"
 
@@ -58,8 +75,22 @@ answers = load_dataset("this folder or its name on the Hub", split="train")
 """
 
 
+# What times a database can hold and tell again.
+FIRST_TIME, END_OF_TIME = datetime(1970, 1, 1, tzinfo=UTC), datetime(3000, 1, 1, tzinfo=UTC)
+
+
+def _in_utc(time: datetime) -> datetime:
+    aware = time.replace(tzinfo=UTC) if time.tzinfo is None else time
+    if not FIRST_TIME <= aware < END_OF_TIME:
+        raise ValueError(f"a time from {FIRST_TIME.year} to {END_OF_TIME.year} was expected")
+    return aware.astimezone(UTC)
+
+
+Time = Annotated[datetime, AfterValidator(_in_utc)]
+
+
 class AnswerRow(Wire):
-    """A row of an export. The names of its fields are those of the columns."""
+    """A row of an export. The names of its fields are those of the columns, and what they hold is as in `NewAnswer`."""
 
     study: Slug
     answer_id: LongId
@@ -74,23 +105,25 @@ class AnswerRow(Wire):
     right_num_frames: int | None
     clip_fps: float
     choice: Choice | None
-    rating: float | None
-    steps: tuple[int, ...] | None
-    actions: tuple[int, ...] | None
-    reset_seed: int | None
+    rating: float | None = Field(ge=0, le=1)
+    steps: tuple[Literal[-1, 0, 1], ...] | None = Field(max_length=MAX_CLIP_FRAMES)
+    actions: tuple[Action, ...] | None = Field(max_length=MAX_CLIP_FRAMES)
+    reset_seed: int | None = Field(ge=0, le=MAX_SEED)
     gold_choice: Choice | None
     annotator_id: LongId
-    arm: str
-    overlay: str = Field(max_length=64, description="Name of the explanation that was shown with it; empty for none.")
+    arm: str = Field(max_length=64, pattern=NO_NUL)
+    overlay: str = Field(
+        max_length=64, pattern=NO_NUL, description="Name of the explanation that was shown with it; empty for none."
+    )
     is_flipped: bool
-    repeat: int = Field(ge=0)
-    response_ms: int = Field(ge=0)
-    watched_ms: int = Field(ge=0)
-    num_replays: int = Field(ge=0)
-    speed: float
-    overlay_ms: int = Field(ge=0)
-    assigned_at: datetime
-    answered_at: datetime
+    repeat: int = Field(ge=0, le=1)
+    response_ms: int = Field(ge=0, le=MAX_MS)
+    watched_ms: int = Field(ge=0, le=MAX_MS)
+    num_replays: int = Field(ge=0, le=MAX_REPLAYS)
+    speed: float = Field(gt=0, le=MAX_SPEED)
+    overlay_ms: int = Field(ge=0, le=MAX_MS)
+    assigned_at: Time
+    answered_at: Time
     weight: float = Field(ge=0)
     env_id: str | None
     run: str | None
@@ -106,14 +139,15 @@ _ARROW_TYPES: dict[Any, pa.DataType] = {
     float: pa.float64(),
     bool: pa.bool_(),
     datetime: pa.timestamp("us", tz="UTC"),
-    tuple[int, ...]: pa.list_(pa.int32()),
+    tuple: pa.list_(pa.int32()),
 }
 
 
 def _arrow_type(annotation: Any) -> pa.DataType:
     kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
     is_optional = len(kinds) == 1 and type(None) in get_args(annotation)
-    return _ARROW_TYPES.get(kinds[0] if is_optional else annotation, pa.string())
+    kind = kinds[0] if is_optional else annotation
+    return _ARROW_TYPES.get(get_origin(kind) or kind, pa.string())
 
 
 SCHEMA = pa.schema([(name, _arrow_type(field.annotation)) for name, field in AnswerRow.model_fields.items()])
@@ -139,7 +173,7 @@ def answer_rows(
         query = queries[answer.query_id]
         weight = answer.weight if weights is None else weights.get(answer.annotator_id, answer.weight)
         values = answer.model_dump(exclude={"number", "is_undone", "weight"})
-        yield AnswerRow(
+        yield AnswerRow.model_construct(  # what is stored goes out as it is, whatever is taken in today
             study=study.id,
             left_id=query.left.segment_id,
             right_id=query.right.segment_id if query.right else None,
@@ -156,11 +190,14 @@ def answer_rows(
 
 
 def _origin(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what has a column of its own; a number that is none, such as a version with a letter, has not."""
+    """Returns what has a column of its own; an empty text, which CSV would not tell from none, has not.
+
+    Nor has a number that is none, such as a version with a letter.
+    """
     texts = {name: about.get(name) for name in ("env_id", "run", "checkpoint")}
     numbers = {name: about.get(name) for name in ("reward_version", "seed", "num_env_steps")}
     return {
-        **{name: None if value is None else str(value) for name, value in texts.items()},
+        **{name: None if value in (None, "") else str(value) for name, value in texts.items()},
         **{name: value if type(value) is int and abs(value) < 2**63 else None for name, value in numbers.items()},
         "about": json.dumps(about, sort_keys=True, ensure_ascii=False),
     }
@@ -179,7 +216,7 @@ def write_answers(rows: Iterable[AnswerRow], path: Path, format_name: str, study
 
     Raises:
         UnknownNameError: No format has this name.
-        DataError: `path` is there already, or cannot be written.
+        DataError: `path` is there already or cannot be written, or an answer has a number that the format cannot hold.
     """
     lookup("export format", format_name, ANSWER_FORMATS)
     if path.exists():
@@ -195,6 +232,8 @@ def write_answers(rows: Iterable[AnswerRow], path: Path, format_name: str, study
                 num_rows = _write_huggingface(rows, temporary, study)
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error.strerror or error}). Give a folder with room.") from error
+    except pa.ArrowInvalid as error:
+        raise DataError(f"an answer does not go into {format_name} ({error}). Export as jsonl or csv.") from error
     return num_rows
 
 
@@ -331,6 +370,7 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(MAX_CELL)  # of the whole process; Python's own is 128 kB
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         if list(reader.fieldnames or ()) != SCHEMA.names:

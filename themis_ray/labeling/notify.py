@@ -184,7 +184,11 @@ def check_webhook_url(url: str) -> None:
     Raises:
         ConfigError: It is something else, or has a user and password in it.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        httpx.URL(url)
+    except (ValueError, httpx.InvalidURL) as error:
+        raise ConfigError(f"webhook_url {url!r} is no address ({error}). Give an https:// address.") from error
     if parts.username or parts.password:
         raise ConfigError("webhook_url holds a user or password, which logs would show. Use the signature instead.")
     if not parts.hostname or parts.scheme not in ("https", "http"):
@@ -277,7 +281,7 @@ class Notifier:
             except ConfigError as error:
                 logger.warning("Study %s: no %s is sent, %s", event.study, way, error)
                 return False
-            except (httpx.HTTPError, OSError, smtplib.SMTPException) as error:
+            except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError, smtplib.SMTPException) as error:
                 logger.warning("Study %s: try %d of the %s failed (%s).", event.study, number + 1, way, error)
             else:
                 return True

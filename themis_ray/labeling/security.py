@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -127,7 +128,7 @@ _SHA256 = {"digest_method": hashlib.sha256, "key_derivation": "hmac"}
 def read_secret(path: Path) -> bytes:
     """Returns the secret of a file, which is made, readable by its owner only, where there is none.
 
-    The environment variable THEMIS_SECRET goes before the file.
+    The environment variable THEMIS_SECRET goes before the file. Of several that start at once, all get the same.
 
     Raises:
         ConfigError: The secret is too short, or the file cannot be read or written.
@@ -139,18 +140,25 @@ def read_secret(path: Path) -> bytes:
         return given.encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            secret = path.read_bytes().strip()
-        else:
-            secret = secrets.token_urlsafe(48).encode()
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(secret)
-                file.flush()
-                os.fsync(file.fileno())
+        if not path.exists():
+            _make_secret(path)
+        secret = path.read_bytes().strip()
     except OSError as error:
-        raise ConfigError(f"the secret {path} cannot be read or made ({error}).") from error
+        raise ConfigError(f"the secret {path} cannot be read or made ({error}). Or set THEMIS_SECRET.") from error
     if len(secret) < MIN_SECRET_BYTES:
         raise ConfigError(f"the secret {path} is too short. Delete it to get a new one, which ends all sessions.")
     return secret
+
+
+def _make_secret(path: Path) -> None:
+    """Makes the file of a secret, whole from the first moment on; one that another has made meanwhile stays."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_urlsafe(48).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -128,7 +128,7 @@ class Service:
         return self._report(study_id)[0]
 
     def weights(self, study_id: str) -> dict[str, float]:
-        """Returns the weight of each annotator's answers, a few seconds old at most; all 1 without overlap."""
+        """Returns the weight of each annotator's answers, a few seconds old at most; 1 where nothing is known."""
         return self._report(study_id)[1]
 
     def _report(self, study_id: str) -> tuple[StudyReport, dict[str, float]]:
@@ -140,7 +140,6 @@ class Service:
                 gold = self.store.studies.gold_choices(study_id)
                 waiting = self.store.studies.counts(study_id).num_waiting
                 report = study_report(answers, study.config, gold=gold, num_waiting=waiting)
-                known = {row.annotator_id: row.weight for row in report.annotators}
-                weights = known if study.config.overlap > 1 else {}
+                weights = {row.annotator_id: row.weight for row in report.annotators}
                 self._reports[study_id] = (time.monotonic(), report, weights)
         return report, weights

@@ -153,8 +153,12 @@ class StudyConfig(Part):
     feedback: FeedbackKind = Field(default="pairwise", description="What people give.")
     env_id: str = Field(default="", description="Of demonstration: the environment with discrete actions.")
     env_kwargs: dict[str, Any] = Field(default={}, description="Keyword arguments of that environment.")
-    before: tuple[Question, ...] = Field(default=(), description="Questions before the work.")
-    after: tuple[Question, ...] = Field(default=(), description="Questions after the work.")
+    before: tuple[Question, ...] = Field(
+        default=(), description="Questions before the work; `themis study export --responses` gives the answers."
+    )
+    after: tuple[Question, ...] = Field(
+        default=(), description="Questions after the work; their answers come with those before."
+    )
     arms: tuple[Arm, ...] = Field(default=(), description="Annotators are spread over them evenly, in random order.")
     num_practice: int = Field(default=0, ge=0, le=50, description="Practice pairs before the work.")
     queries_per_annotator: int = Field(
@@ -166,9 +170,16 @@ class StudyConfig(Part):
         default=0.0, ge=0, le=0.5, description="Share of the work that the person has answered before, sides swapped."
     )
     min_watched_s: float = Field(default=0.0, ge=0, le=600, description="Clips move this long before answers count.")
-    lease_s: float = Field(default=300.0, ge=5, le=86_400, description="How long a query is kept for a person.")
+    lease_s: float = Field(
+        default=300.0,
+        ge=5,
+        le=86_400,
+        description="How long a query is kept for a person; a demonstration from the last action on.",
+    )
     break_every: int = Field(default=50, ge=0, description="Answers after which a break is proposed; 0: never.")
-    max_answers: int | None = Field(default=None, ge=1, description="The study stops itself after so many answers.")
+    max_answers: int | None = Field(
+        default=None, ge=1, description="The study stops itself after so many answers; `POST .../extend` raises it."
+    )
     min_gold_accuracy: float | None = Field(
         default=None, ge=0, le=1, description="Below it after 5 gold pairs, labels weigh nothing. Nobody is rejected."
     )
@@ -215,7 +226,7 @@ def load_study(source: Path | str) -> StudyConfig:
         text, name = source, "study"
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError of what looks like a date and is none
         raise ConfigError(f"{name} is no YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{name} holds {type(values).__name__}. Give settings such as id, title and question.")

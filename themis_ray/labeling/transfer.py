@@ -20,7 +20,7 @@ QUERIES_PER_READ = 1000
 def export_study(
     store: LabelStore, study_id: str, path: Path, format_name: str, weights: Mapping[str, float] | None = None
 ) -> int:
-    """Writes all answers of a study that count and returns how many there are.
+    """Writes all answers of a study that count and returns how many there are; those that come meanwhile are not in it.
 
     Args:
         store: Where they are.
@@ -32,10 +32,12 @@ def export_study(
     Raises:
         NotFoundError: There is no such study.
         UnknownNameError: No format has this name.
-        DataError: `path` is there already, or cannot be written.
+        DataError: As in `write_answers`.
     """
     config = store.studies.get(study_id).config
-    rows = answer_rows(_answers(store, study_id), _queries(store, study_id), config, weights)
+    last_number = store.studies.activity(study_id).last_number  # before the queries, so that each answer has its own
+    queries = _queries(store, study_id)
+    rows = answer_rows(_answers(store, study_id, last_number), queries, config, weights)
     return write_answers(rows, path, format_name, config)
 
 
@@ -51,11 +53,11 @@ def import_study(store: LabelStore, study_id: str, path: Path, actor: str) -> Im
     return Imports(store.database).add(study_id, read_answers(path), actor)
 
 
-def _answers(store: LabelStore, study_id: str) -> Iterator[StoredAnswer]:
+def _answers(store: LabelStore, study_id: str, last_number: int) -> Iterator[StoredAnswer]:
     cursor = 0
-    while True:
+    while cursor < last_number:
         page = store.work.answers(study_id, after=cursor, limit=ANSWERS_PER_READ)
-        yield from page.answers
+        yield from (answer for answer in page.answers if answer.number <= last_number)
         if len(page.answers) < ANSWERS_PER_READ:
             return
         cursor = page.answers[-1].number

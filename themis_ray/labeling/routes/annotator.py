@@ -7,6 +7,7 @@ from pydantic import Field
 
 from themis_ray.labeling.callers import AnnotatorCaller, ServiceOf, SessionOf
 from themis_ray.labeling.cookies import sign_in_annotator
+from themis_ray.labeling.routes.demonstrations import check_actions
 from themis_ray.labeling.security import SessionCookie
 from themis_ray.labeling.service import Service
 from themis_ray.labeling.store import Annotator, ForbiddenError
@@ -111,6 +112,8 @@ def assignments(service: ServiceOf, annotator_id: AnnotatorCaller, count: Count 
 @router.post("/answers")
 def answer(service: ServiceOf, annotator_id: AnnotatorCaller, new: NewAnswer) -> AnswerReceipt:
     """Stores an answer and returns what comes next. What this returns is on the disk."""
+    if new.actions is not None:
+        check_actions(service, annotator_id, new.actions)
     receipt = service.store.work.answer(annotator_id, new)
     return AnswerReceipt(
         answer_id=new.answer_id,

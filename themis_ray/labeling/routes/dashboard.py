@@ -236,8 +236,7 @@ def create_study(visit: SentVisit, form: SentForm) -> Response:
         config = load_study(form["settings"])
     except ConfigError as error:
         raise WrongError(str(error)) from error
-    visit.service.store.studies.create(config, visit.member.id)
-    visit.service.store.access.add_to_study(visit.member.id, config.id)
+    visit.service.store.studies.create(config, visit.member.id, visit.member)
     return visit.go(f"/studies/{quote(config.id)}")
 
 

@@ -57,6 +57,7 @@ class ExtendRequest(Wire):
 
     overlap: int | None = Field(default=None, ge=1, le=1000)
     queries_per_annotator: int | None = Field(default=None, ge=1, le=100_000)
+    max_answers: int | None = Field(default=None, ge=1, le=2**62)
 
 
 class QueriesRequest(Wire):
@@ -111,6 +112,15 @@ class QueryPage(Wire):
 
     queries: tuple[QueryView, ...]
     after: str = Field(description="Send it as after= to get what follows; empty at the end.")
+
+
+class ResponseView(Wire):
+    """What somebody answered to the questions before or after the work."""
+
+    annotator_id: str
+    which: Literal["before", "after"]
+    answers: dict[str, str | int] = Field(description="By the id of the question; those not answered are not in it.")
+    answered_at: datetime
 
 
 class InvitationRequest(Wire):
@@ -183,12 +193,10 @@ def study_view(service: Service, row: StudyRow) -> StudyView:
 
 @router.post("/studies", status_code=201)
 def create_study(service: ServiceOf, caller: AnyCaller, config: StudyConfig) -> StudyView:
-    """Makes a study, which the maker may see from then on. The same study again changes nothing."""
+    """Makes a study, which the maker may see from then on. Their same study again changes nothing."""
     if caller.member is None:
         raise ForbiddenError("a token is of one study and makes no others. Sign in to make a study.")
-    row = service.store.studies.create(config, caller.id)
-    service.store.access.add_to_study(caller.member.id, row.id)
-    return study_view(service, row)
+    return study_view(service, service.store.studies.create(config, caller.id, caller.member))
 
 
 @router.get("/studies")
@@ -216,11 +224,8 @@ def set_status(
 def extend(
     service: ServiceOf, caller: StudyCaller, study: Annotated[Slug, Path()], request: ExtendRequest
 ) -> StudyView:
-    """Asks for more answers per query or more queries per annotator."""
-    row = service.store.studies.extend(
-        study, caller.id, overlap=request.overlap, queries_per_annotator=request.queries_per_annotator
-    )
-    return study_view(service, row)
+    """Asks for more answers per query, more queries per annotator, or more answers in all."""
+    return study_view(service, service.store.studies.extend(study, caller.id, **request.model_dump()))
 
 
 @router.get("/studies/{study}/report")
@@ -368,6 +373,23 @@ def answers(
         num_waiting=page.num_waiting,
         status=page.status,
     )
+
+
+@router.get("/studies/{study}/responses")
+def responses(service: ServiceOf, caller: StudyCaller, study: Annotated[Slug, Path()]) -> list[ResponseView]:
+    """Returns what people answered to the questions before and after the work; nothing of those who withdrew."""
+    service.store.studies.get(study)
+    rows = service.store.people.responses(study)
+    service.store.access.record(caller.id, "responses.export", study, {"num_rows": len(rows)})
+    return [
+        ResponseView(
+            annotator_id=row.annotator_id,
+            which=row.which,
+            answers=row.answers,
+            answered_at=datetime.fromtimestamp(row.answered_at, UTC),
+        )
+        for row in rows
+    ]
 
 
 @router.post("/studies/{study}/annotators/{annotator_id}/withdraw", status_code=204)

@@ -58,8 +58,10 @@ def export(
         path = folder / f"{study}{ANSWER_FORMATS[format_name]}"
         num_rows = export_study(service.store, study, path, format_name, service.weights(study))
         service.store.access.record(caller.id, "answers.export", study, {"format": format_name, "num_rows": num_rows})
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, DataError):
+            raise _refused(error, path) from error
         raise
     return FileResponse(
         path,
@@ -90,8 +92,12 @@ async def import_answers(
                 file.write(part)
         counts = await run_in_threadpool(import_study, service.store, study, path, caller.id)
     except DataError as error:
-        # The name of our own temporary file says nothing to the sender.
-        raise StoreError(str(error).replace(str(path), "the file")) from error
+        raise _refused(error, path) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return ImportReceipt(**vars(counts))
+
+
+def _refused(error: DataError, path: FilePath) -> StoreError:
+    """Returns what the sender is told, to whom the name of our own temporary file says nothing."""
+    return StoreError(str(error).replace(str(path), "the file"))

@@ -97,17 +97,6 @@ class Access:
         with self._database.read() as connection:
             return self._member(connection, member_id)
 
-    def add_to_study(self, member_id: str, study_id: str, actor: str | None = None) -> None:
-        """Lets a member see a study. `actor` is who lets them; None: the member, whose study it is.
-
-        Raises:
-            NotFoundError: There is no such member or no such study.
-        """
-        with self._database.write() as connection:
-            self._member(connection, member_id)
-            self._join(connection, member_id, study_id)
-            write_audit(connection, actor or member_id, "member.add", study_id, {"member": member_id})
-
     def deactivate(self, member_id: str, actor: str) -> None:
         """Ends a membership; sessions of the member end with it.
 

@@ -14,25 +14,27 @@ from sqlalchemy.exc import IntegrityError
 
 from themis_ray.data import Choice, mirrored
 from themis_ray.labeling import tables
+from themis_ray.labeling.export import AnswerRow
 from themis_ray.labeling.store.assigning import leave_work, num_practised
 from themis_ray.labeling.store.errors import ConflictError, LateError, NotFoundError, TooManyError, WrongError
 from themis_ray.labeling.store.people import Annotator
 from themis_ray.labeling.store.places import ON_QUERY, count_answer, set_state, take_place
 from themis_ray.labeling.store.studies import read_study
-from themis_ray.wire import NewAnswer
+from themis_ray.wire import MAX_SEED, FeedbackKind, NewAnswer
 
 __all__ = [
     "check_answer",
+    "check_kind",
     "find_assignment",
     "insert_answer",
     "is_known",
+    "keep_lease",
     "last_answer",
     "take_answer",
     "take_back",
 ]
 
 MAX_ANSWERS_PER_MINUTE = 240
-MAX_SEED = 2**63 - 1
 ID_IS_TAKEN = "this answer_id is taken. Make a new UUID for every answer."
 _COPIED = ("rating", "reset_seed", "response_ms", "watched_ms", "num_replays", "speed", "overlay_ms")
 
@@ -110,20 +112,29 @@ def check_answer(row: Any, new: NewAnswer, min_watched_s: float) -> None:
     Raises:
         WrongError: It is not of the kind that was asked for, or the clips were not watched for long enough.
     """
+    check_kind(row.feedback, row.left_num_frames, new)
+    if new.watched_ms < 1000.0 * min_watched_s:
+        raise WrongError(f"watch the clips for {min_watched_s:g} s before you answer.")
+
+
+def check_kind(feedback: FeedbackKind, num_frames: int, new: NewAnswer | AnswerRow) -> None:
+    """Checks that an answer is of the kind that was asked for, and of nothing else.
+
+    Raises:
+        WrongError: It is not.
+    """
     given = {
         "pairwise": new.choice is not None,
         "rating": new.rating is not None,
         "steps": new.steps is not None,
         "demonstration": new.actions is not None and new.reset_seed is not None,
     }
-    if not given[row.feedback] or sum(given.values()) > 1:
-        raise WrongError(f"an answer to a query of kind {row.feedback} was expected, and nothing else.")
-    if new.steps is not None and len(new.steps) != row.left_num_frames:
-        raise WrongError(f"the clip has {row.left_num_frames} frames, steps has {len(new.steps)}.")
+    if not given[feedback] or sum(given.values()) > 1:
+        raise WrongError(f"an answer to a query of kind {feedback} was expected, and nothing else.")
+    if new.steps is not None and len(new.steps) != num_frames:
+        raise WrongError(f"the clip has {num_frames} frames, steps has {len(new.steps)}.")
     if new.reset_seed is not None and new.reset_seed > MAX_SEED:
         raise WrongError(f"reset_seed {new.reset_seed} is too large. Give at most {MAX_SEED}.")
-    if new.watched_ms < 1000.0 * min_watched_s:
-        raise WrongError(f"watch the clips for {min_watched_s:g} s before you answer.")
 
 
 def take_answer(connection: Connection, annotator: Annotator, row: Any, new: NewAnswer) -> tuple[Annotator, str]:
@@ -133,14 +144,7 @@ def take_answer(connection: Connection, annotator: Annotator, row: Any, new: New
         LateError: The lease had run out, and its place is taken.
         ConflictError: It is not the time for answers, or the assignment is answered.
     """
-    if annotator.stage not in ("practice", "work"):
-        raise ConflictError(f"stage {annotator.stage} takes no answers.")
-    if annotator.study.status == "stopped":
-        raise ConflictError("the study has ended. Thank you.")
-    if row.state == "answered":
-        raise ConflictError("this assignment is answered. Undo the answer to give another.")
-    if row.state == "expired":
-        _take_place_again(connection, row)
+    _claim(connection, annotator, row)
     set_state(connection, row.id, "answered")
     _count(connection, row, 1)
     is_practice = row.kind == "practice"
@@ -150,6 +154,31 @@ def take_answer(connection: Connection, annotator: Annotator, row: Any, new: New
     if is_practice and row.gold_choice is not None:
         return annotator, _practice_feedback(row, new)
     return annotator, ""
+
+
+def keep_lease(connection: Connection, annotator: Annotator, row: Any) -> None:
+    """Keeps an assignment, from `find_assignment`, for its person until `lease_s` from now, or half of that at least.
+
+    Raises:
+        LateError: The lease had run out, and its place is taken.
+        ConflictError: It is not the time for answers, or the assignment is answered.
+    """
+    _claim(connection, annotator, row)
+    now, lease_s = time.time(), annotator.study.config.lease_s
+    if row.state == "expired" or row.leased_until < now + lease_s / 2:  # not at every call, each of which is written
+        set_state(connection, row.id, "leased", now + lease_s)
+
+
+def _claim(connection: Connection, annotator: Annotator, row: Any) -> None:
+    """Checks that a person may go on with an assignment, whose place is theirs from then on."""
+    if annotator.stage not in ("practice", "work"):
+        raise ConflictError(f"stage {annotator.stage} takes no answers.")
+    if annotator.study.status == "stopped":
+        raise ConflictError("the study has ended. Thank you.")
+    if row.state == "answered":
+        raise ConflictError("this assignment is answered. Undo the answer to give another.")
+    if row.state == "expired":
+        _take_place_again(connection, row)
 
 
 def _go_on(connection: Connection, annotator: Annotator, *, is_practice: bool) -> Annotator:

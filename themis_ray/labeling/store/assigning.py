@@ -212,7 +212,9 @@ class Assigner:
         study, was_stage = annotator.study, annotator.stage
         if annotator.stage == "practice" and self._has_no_practice(connection, annotator):
             annotator = replace(annotator, stage="work")
-        if annotator.stage in ("practice", "work") and study.status == "stopped":
+        # Answers that come by an import take nobody on.
+        is_through = annotator.stage == "work" and annotator.num_answered >= study.config.queries_per_annotator
+        if is_through or (annotator.stage in ("practice", "work") and study.status == "stopped"):
             annotator = leave_work(annotator)
         held: list[Assignment] = []
         if annotator.stage in ("practice", "work"):

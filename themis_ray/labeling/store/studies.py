@@ -13,9 +13,11 @@ from sqlalchemy import Connection, Table, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from themis_ray.data import Choice
+from themis_ray.errors import ConfigError
 from themis_ray.labeling import tables
 from themis_ray.labeling.database import Database, repeated
-from themis_ray.labeling.store.access import write_audit
+from themis_ray.labeling.notify import check_webhook_url
+from themis_ray.labeling.store.access import Member, write_audit
 from themis_ray.labeling.store.draws import draw
 from themis_ray.labeling.store.errors import ConflictError, NotFoundError, WrongError
 from themis_ray.labeling.study import StudyConfig
@@ -68,7 +70,7 @@ class Activity:
     last_answered_at: float | None
 
 
-EXTENDABLE = ("overlap", "queries_per_annotator")
+EXTENDABLE = ("overlap", "queries_per_annotator", "max_answers")
 MAX_PARSED = 256
 MAX_NAMES_PER_SELECT = 10_000  # SQLite takes 32766 values in a statement
 _parsed: dict[str, StudyConfig] = {}
@@ -110,12 +112,17 @@ class Studies:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def create(self, config: StudyConfig, actor: str) -> StudyRow:
+    def create(self, config: StudyConfig, actor: str, maker: Member | None = None) -> StudyRow:
         """Makes a study, which runs at once. The same study again changes nothing, though it was extended since.
 
+        Args:
+            config: What it asks.
+            actor: Who makes it, as the record of acts calls them.
+            maker: A member, who may see it from then on.
+
         Raises:
-            ConflictError: Another study has this id.
-            WrongError: An arm shows an explanation that there is not.
+            ConflictError: Another study has this id, or one that is not the maker's business.
+            WrongError: An arm shows an explanation that there is not, or the webhook may not be told.
         """
         with self._database.write() as connection:
             values = {
@@ -129,7 +136,13 @@ class Studies:
             study = read_study(connection, config.id)
             if is_new:
                 _check_arms(config)
+                _check_webhook(config)
                 write_audit(connection, actor, "study.create", config.id, {"title": config.title})
+                if maker is not None:
+                    self._insert_new(connection, tables.membership, [{"member_id": maker.id, "study_id": config.id}])
+                    write_audit(connection, actor, "member.add", config.id, {"member": maker.id})
+            elif maker is not None and not maker.may_see(config.id):
+                raise ConflictError(f"there is a study {config.id!r} already. Choose another id.")
             elif not _is_same(study.config, config):
                 raise ConflictError(
                     f"there is a study {config.id!r} with other settings. Choose another id; a study that people "
@@ -169,9 +182,17 @@ class Studies:
 
     @repeated
     def extend(
-        self, study_id: str, actor: str, *, overlap: int | None = None, queries_per_annotator: int | None = None
+        self,
+        study_id: str,
+        actor: str,
+        *,
+        overlap: int | None = None,
+        queries_per_annotator: int | None = None,
+        max_answers: int | None = None,
     ) -> StudyRow:
-        """Asks for more: answers per query, of queries with a smaller overlap, or queries per annotator.
+        """Asks for more: answers per query, of those with a smaller overlap, queries per annotator, or answers in all.
+
+        A study that has stopped goes on only when it is told to.
 
         Raises:
             NotFoundError: There is no such study.
@@ -179,11 +200,14 @@ class Studies:
         """
         with self._database.write() as connection:
             row = read_study(connection, study_id, is_locked=True)
-            changes = {"overlap": overlap, "queries_per_annotator": queries_per_annotator}
-            changes = {name: value for name, value in changes.items() if value is not None}
+            given = dict(zip(EXTENDABLE, (overlap, queries_per_annotator, max_answers), strict=True))
+            changes = {name: value for name, value in given.items() if value is not None}
             for name, value in changes.items():
-                if value < getattr(row.config, name):
-                    raise WrongError(f"{name} {value} is less than before ({getattr(row.config, name)}). Give more.")
+                known = getattr(row.config, name)
+                if known is None:
+                    raise WrongError(f"{name} {value}: study {study_id!r} has none and takes any number. Leave it out.")
+                if value < known:
+                    raise WrongError(f"{name} {value} is less than before ({known}). Give more.")
             try:
                 config = StudyConfig.model_validate({**row.config.model_dump(), **changes})
             except ValidationError as error:
@@ -204,13 +228,13 @@ class Studies:
                     )
                     .values(overlap=overlap)
                 )
-            if queries_per_annotator is not None:  # those who were through have work again
+            if queries_per_annotator is not None or max_answers is not None:  # who was through has work again
                 connection.execute(
                     update(tables.annotator)
                     .where(
                         tables.annotator.c.study_id == study_id,
                         tables.annotator.c.stage == "after",
-                        tables.annotator.c.num_answered < queries_per_annotator,
+                        tables.annotator.c.num_answered < config.queries_per_annotator,
                     )
                     .values(stage="work")
                 )
@@ -376,8 +400,8 @@ class Studies:
 
 def _is_same(known: StudyConfig, given: StudyConfig) -> bool:
     """Whether a study is the given one, extended or as it was."""
-    extended = {name: max(getattr(known, name), getattr(given, name)) for name in EXTENDABLE}
-    return known == given.model_copy(update=extended)
+    pairs = {name: (getattr(known, name), getattr(given, name)) for name in EXTENDABLE}
+    return known == given.model_copy(update={name: max(pair) for name, pair in pairs.items() if None not in pair})
 
 
 def _check_arms(config: StudyConfig) -> None:
@@ -389,6 +413,14 @@ def _check_arms(config: StudyConfig) -> None:
             )
         if arm.overlay and config.feedback == "demonstration":
             raise WrongError(f"arm {arm.name!r} shows overlay {arm.overlay!r}, but demonstrations have no clips.")
+
+
+def _check_webhook(config: StudyConfig) -> None:
+    if config.webhook_url:
+        try:
+            check_webhook_url(config.webhook_url)
+        except ConfigError as error:
+            raise WrongError(str(error)) from error
 
 
 def _check_overlays(study: StudyRow, query: NewQuery) -> None:

@@ -19,6 +19,7 @@ from themis_ray.labeling.store.answering import (
     find_assignment,
     insert_answer,
     is_known,
+    keep_lease,
     last_answer,
     take_answer,
     take_back,
@@ -26,7 +27,7 @@ from themis_ray.labeling.store.answering import (
 from themis_ray.labeling.store.assigning import Assigner, Desk
 from themis_ray.labeling.store.collecting import Answers, read_answers
 from themis_ray.labeling.store.errors import ConflictError, NotFoundError
-from themis_ray.labeling.store.people import lock_annotator
+from themis_ray.labeling.store.people import Annotator, lock_annotator
 from themis_ray.labeling.store.studies import read_study
 from themis_ray.wire import NewAnswer
 
@@ -58,6 +59,20 @@ class Work:
         """
         with self._database.write() as connection:
             return self._assigner.fill(connection, lock_annotator(connection, annotator_id), count)
+
+    @repeated
+    def keep(self, annotator_id: str, assignment_id: str) -> Annotator:
+        """Keeps an assignment that takes its time on a person's desk, and returns the person.
+
+        Raises:
+            NotFoundError: There is no such annotator, or the assignment is not theirs.
+            LateError: The lease had run out, and its place is taken.
+            ConflictError: It is not the time for answers, or the assignment is answered.
+        """
+        with self._database.write() as connection:
+            annotator = lock_annotator(connection, annotator_id)
+            keep_lease(connection, annotator, find_assignment(connection, annotator, assignment_id))
+            return annotator
 
     @repeated
     def answer(self, annotator_id: str, new: NewAnswer) -> Receipt:
