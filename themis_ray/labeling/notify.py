@@ -29,6 +29,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
 from themis_ray.errors import ConfigError
+from themis_ray.feedback.addresses import is_address
 
 __all__ = [
     "Event",
@@ -184,16 +185,12 @@ def check_webhook_url(url: str) -> None:
     Raises:
         ConfigError: It is something else, or has a user and password in it.
     """
-    try:
-        parts = urlsplit(url)
-        httpx.URL(url)
-    except (ValueError, httpx.InvalidURL) as error:
-        raise ConfigError(f"webhook_url {url!r} is no address ({error}). Give an https:// address.") from error
+    if not is_address(url):
+        raise ConfigError(f"webhook_url {url!r} is no address. Give an https:// address.")
+    parts = urlsplit(url)
     if parts.username or parts.password:
         raise ConfigError("webhook_url holds a user or password, which logs would show. Use the signature instead.")
-    if not parts.hostname or parts.scheme not in ("https", "http"):
-        raise ConfigError(f"webhook_url {url!r} is no https:// address.")
-    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+    if parts.scheme == "http" and not _is_loopback(str(parts.hostname)):
         raise ConfigError(f"webhook_url {url!r} is sent in the clear. Give an https:// address.")
 
 
