@@ -62,8 +62,8 @@ from themis_ray.explain import (
     reward_subject,
 )
 from themis_ray.reward import RewardConfig, RewardEnsemble, fit, make_optimizer
+from themis_ray.reward_actor import prepare_process
 from themis_ray.rllib.modules import PPOModule
-from themis_ray.rllib.process import prepare_process
 from themis_ray.rllib.subjects import policy_subject
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -38,8 +38,8 @@ from rich.table import Table
 from torch import nn
 
 from themis_ray.config import load_config, resolve
+from themis_ray.reward_actor import prepare_process
 from themis_ray.rllib import build_algorithm_config
-from themis_ray.rllib.process import prepare_process
 from themis_ray.sessions import ray_session
 
 OUT = Path(__file__).parent / "out" / "overhead.json"

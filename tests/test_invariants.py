@@ -199,9 +199,13 @@ def test_every_generator_is_seeded() -> None:
     assert seen >= 2
 
 
-def test_actors_do_not_import_what_only_people_look_at() -> None:
-    # Every reward actor and env runner would pay half a second for it.
-    code = "import sys, themis_ray.rllib.reward_actor; print({'captum', 'matplotlib'} & {*sys.modules})"
+@pytest.mark.parametrize(
+    ("package", "unwanted"),
+    [("rllib", {"captum", "matplotlib"}), ("reward_actor", {"captum", "matplotlib", "pandas", "ray.rllib"})],
+)
+def test_actors_import_only_what_they_use(package: str, unwanted: set[str]) -> None:
+    # Every env runner, and every reward actor, would pay for the rest with time and memory.
+    code = f"import sys, themis_ray.{package}; print({unwanted} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "set()"
 

@@ -22,6 +22,7 @@ from themis_ray.errors import CheckpointError, RunFolderError
 from themis_ray.feedback import open_demonstrations
 from themis_ray.plots import plot_run
 from themis_ray.randomness import RandomStreams, seed_python
+from themis_ray.reward_actor import prepare_process
 from themis_ray.rllib import (
     build_algorithm_config,
     deterministic_policy,
@@ -30,7 +31,6 @@ from themis_ray.rllib import (
     open_reference,
     random_policy,
 )
-from themis_ray.rllib.process import prepare_process
 from themis_ray.sessions import ray_session
 from themis_ray.snapshots import adopt_settings, check_snapshot, open_snapshot, write_snapshot
 from themis_ray.tracking import (

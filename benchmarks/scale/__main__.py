@@ -24,7 +24,7 @@ from benchmarks import scale
 from benchmarks.peers import OUT, ROOT, write_json
 from benchmarks.scale import noop, reward, steps, trials
 from themis_ray.experiment import quieten
-from themis_ray.rllib.process import prepare_process
+from themis_ray.reward_actor import prepare_process
 
 MODULES: Mapping[str, Any] = {"noop": noop, "trials": trials, "reward": reward, "steps": steps}
 PARTS = tuple(MODULES)

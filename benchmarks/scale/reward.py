@@ -22,7 +22,7 @@ from benchmarks.scale.session import own_session
 from themis_ray.cli.progress import progress_bar
 from themis_ray.envs import EnvConfig, get_env_spec
 from themis_ray.reward import RewardConfig, RewardEnsemble
-from themis_ray.rllib import RewardModel, RewardModelSpec
+from themis_ray.reward_actor import RewardModel, RewardModelSpec
 
 __all__ = ["measure", "print_tables"]
 

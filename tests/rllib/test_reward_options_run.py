@@ -57,7 +57,7 @@ def run(folder: Path, *settings: str) -> tuple[Any, list[dict[str, Any]]]:
 
 
 def test_every_option_reaches_the_fits_of_a_run(tmp_path, ray_cluster, monkeypatch):
-    from themis_ray.rllib.reward_actor import RewardModel
+    from themis_ray.reward_actor import RewardModel
 
     calls: list[tuple[int, float, int]] = []
     fit = RewardModel.fit

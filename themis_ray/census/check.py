@@ -25,8 +25,8 @@ from themis_ray.data import Segment
 from themis_ray.envs import EnvConfig, make_env
 from themis_ray.errors import DataError, ThemisError
 from themis_ray.experiment import quieten
+from themis_ray.reward_actor import prepare_process
 from themis_ray.rllib import build_algorithm_config
-from themis_ray.rllib.process import prepare_process
 from themis_ray.sessions import ray_session
 
 __all__ = ["CHECKS", "check_env", "open_results", "run_checks", "status_of"]

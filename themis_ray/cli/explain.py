@@ -12,7 +12,7 @@ from themis_ray.clips import CODECS
 from themis_ray.errors import lookup
 from themis_ray.explain import BASELINES
 from themis_ray.explaining import SUBJECTS, ExplainedRun, Explanation, Output, explain_run
-from themis_ray.rllib.process import prepare_process
+from themis_ray.reward_actor import prepare_process
 from themis_ray.tracking import RunFolder
 
 __all__ = ["explain"]

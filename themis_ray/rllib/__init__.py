@@ -16,7 +16,6 @@ from themis_ray.rllib.off_policy import PreferenceDQN, PreferenceSAC
 from themis_ray.rllib.ppo import PreferencePPO
 from themis_ray.rllib.reference import ReferencePolicy, open_reference
 from themis_ray.rllib.replay import ReplayBuffer, Transitions
-from themis_ray.rllib.reward_actor import RewardModel, RewardModelActor, RewardModelSpec
 from themis_ray.rllib.settings import (
     ALGORITHM_DESCRIPTIONS,
     AlgorithmSettings,
@@ -40,9 +39,6 @@ __all__ = [
     "ReferencePolicy",
     "ReplayBuffer",
     "ResourceSettings",
-    "RewardModel",
-    "RewardModelActor",
-    "RewardModelSpec",
     "Transitions",
     "build_algorithm_config",
     "check_cpl",

@@ -42,6 +42,7 @@ from themis_ray.reward import (
     state_entropy_rewards,
     unlabelled_pairs,
 )
+from themis_ray.reward_actor import PendingPrediction, RewardModel
 from themis_ray.rllib.evaluative import (
     ask_about_segments,
     own_segments,
@@ -50,7 +51,6 @@ from themis_ray.rllib.evaluative import (
 )
 from themis_ray.rllib.looks import PolicyLooks, compare_with_true_reward, member_returns
 from themis_ray.rllib.replay import ReplayBuffer
-from themis_ray.rllib.reward_actor import PendingPrediction, RewardModel
 from themis_ray.rllib.settings import LoopSettings, required
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from ray.rllib.connectors.common.numpy_to_tensor import NumpyToTensor
 from ray.rllib.utils.metrics import LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMERS
 
+from themis_ray.reward_actor import PendingPrediction
 from themis_ray.rllib.base import NUM_REFERENCE_OBSERVATIONS, PreferenceAlgorithm, PreferenceConfig
 from themis_ray.rllib.connectors import PREDICTED_REWARDS, PayPredictedRewards
 from themis_ray.rllib.episodes import attach_column, to_transitions
 from themis_ray.rllib.learners import PolicyLearner
-from themis_ray.rllib.reward_actor import PendingPrediction
 
 __all__ = ["PreferencePPO", "PreferencePPOConfig"]
 

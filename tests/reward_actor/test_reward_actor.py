@@ -24,9 +24,8 @@ from themis_ray.reward import (
     load_ensemble_state,
     make_optimizer,
 )
-from themis_ray.rllib import RewardModel, RewardModelSpec
-from themis_ray.rllib.process import prepare_process
-from themis_ray.rllib.reward_actor import PREDICT_CHUNK_ROWS, RESTART_TIMEOUT_S, RewardModelActor, _is_too_late
+from themis_ray.reward_actor import RewardModel, RewardModelActor, RewardModelSpec, prepare_process
+from themis_ray.reward_actor.client import PREDICT_CHUNK_ROWS, RESTART_TIMEOUT_S, _is_too_late
 
 pytestmark = pytest.mark.ray
 
@@ -46,7 +45,7 @@ def messages() -> list[str]:
 
 @pytest.fixture(scope="module")
 def model(ray_cluster: None, messages: list[str]) -> Iterator[RewardModel]:
-    """One actor for all tests, as a process that imports RLlib takes seconds to start; tests run in file order."""
+    """One actor for all tests, as its process takes seconds to start; tests run in file order."""
     model = RewardModel(SPEC, f"test-{uuid.uuid4().hex[:8]}", num_cpus=0.5, on_restart=messages.append)
     yield model
     if model.name in ray.util.list_named_actors():

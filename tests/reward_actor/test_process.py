@@ -13,7 +13,7 @@ import resource
 import gymnasium as gym
 import numpy as np
 from themis_ray.reward import RewardConfig, RewardEnsemble
-from themis_ray.rllib.process import prepare_process
+from themis_ray.reward_actor import prepare_process
 if {is_prepared}:
     prepare_process()
 observations, actions = gym.spaces.Box(-9, 9, (17,)), gym.spaces.Box(-1, 1, (6,))
@@ -29,7 +29,7 @@ print(sorted(counts)[3])
 DENORMALS = """
 import threading
 import torch
-from themis_ray.rllib.process import prepare_process, prepare_thread
+from themis_ray.reward_actor import prepare_process, prepare_thread
 def is_flushed():
     return (torch.tensor(1e-38) * 0.01).item() == 0.0
 def work():
@@ -43,7 +43,7 @@ thread.join()
 
 PRODUCTS = """
 import torch
-from themis_ray.rllib import process
+from themis_ray.reward_actor import process
 {change}
 process.prepare_process()
 numbers = torch.rand(512, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
