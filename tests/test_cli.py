@@ -1,15 +1,17 @@
 import hashlib
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 import ray
 import yaml
 from click.testing import CliRunner, Result
 
-from themis_ray.cli import main
+from themis_ray.cli import COMMANDS, main
 from themis_ray.config import ExperimentConfig, load_config, resolve
 from themis_ray.tracking import RunFolder
 
@@ -45,7 +47,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("started")
 
     monkeypatch.setattr(ray, "init", start)
-    monkeypatch.setattr("themis_ray.cli.run_experiment", start)
+    monkeypatch.setattr("themis_ray.cli.train.run_experiment", start)
 
 
 @pytest.fixture
@@ -258,3 +260,25 @@ def test_a_seed_below_zero_is_refused(command: tuple[str, ...]) -> None:
     refused = themis(*command, "--seed", "-1")
     assert refused.exit_code == 2
     assert "Invalid value for '--seed'" in refused.output
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_imported_under_its_name_and_its_summary_fits_a_terminal(name: str) -> None:
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    assert command.name == name
+    assert len(COMMANDS[name].summary) <= 80 - 4 - max(map(len, COMMANDS))
+
+
+def test_help_imports_no_command() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from themis_ray.cli import main\n"
+        "output = CliRunner().invoke(main, ['--help']).output\n"
+        "assert 'Train an agent from preferences.' in output\n"
+        "print({'torch', 'ray', 'gymnasium', 'numpy', 'rich'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "set()"
+    unknown = CliRunner().invoke(main, ["trian"])
+    assert unknown.exit_code == 2
+    assert "No such command 'trian'" in unknown.output

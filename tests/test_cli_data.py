@@ -13,7 +13,8 @@ from click.testing import CliRunner, Result
 from ray.rllib.utils.numpy import convert_to_numpy
 from ray.rllib.utils.spaces.space_utils import unsquash_action
 
-from themis_ray.cli import main, make_env_layout, progress
+from themis_ray.cli import main, progress
+from themis_ray.cli.datasets import make_env_layout
 from themis_ray.data import Choice, Preference, PreferenceDataset, Query, Segment
 from themis_ray.envs import EnvConfig, get_env_spec, make_env
 

@@ -1,7 +1,8 @@
 import pytest
 from click.testing import CliRunner, Result
 
-from themis_ray.cli import LISTS, main
+from themis_ray.cli import main
+from themis_ray.cli.listing import LISTS
 from themis_ray.config import PRESETS
 from themis_ray.feedback import SAMPLERS, SCHEDULES, TEACHERS
 from themis_ray.reward import REWARD_MODELS, REWARD_OPTIONS

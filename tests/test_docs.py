@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from themis_ray.cli import train
+from themis_ray.cli.train import train
 from themis_ray.config import load_config, resolve
 from themis_ray.data import Choice, Preference, PreferenceDataset, Query, Segment
 from themis_ray.envs import FAMILIES

@@ -73,8 +73,8 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("started")
 
     monkeypatch.setattr(ray, "init", start)
-    monkeypatch.setattr("themis_ray.cli.run_experiment", start)
-    monkeypatch.setattr("themis_ray.cli.run_pretraining", start)
+    monkeypatch.setattr("themis_ray.cli.train.run_experiment", start)
+    monkeypatch.setattr("themis_ray.cli.train.run_pretraining", start)
 
 
 # ---------------------------------------------------------------- the folder

@@ -233,6 +233,23 @@ def test_a_study_is_extended(board):
         response = post(admin, "/studies/cart/extend", overlap=overlap, queries_per_annotator="30")
         assert response.status_code == 422
         assert "whole number from 3 to 1000" in response.text
+    assert "Answers in all" not in admin.get("/studies/cart").text
+
+
+def test_a_study_that_stopped_itself_is_given_more_answers(board):
+    board.study(num_queries=3, overlap=2, max_answers=2)
+    answer_all(board, "left")
+    assert board.service.store.studies.get("cart").status == "stopped"
+    admin = board.member()
+    assert re.search(r'name="max_answers"[^>]* min="2" value="2"', admin.get("/studies/cart").text)
+    numbers = {"overlap": "2", "queries_per_annotator": "20"}
+    assert post(admin, "/studies/cart/extend", **numbers, max_answers="1").status_code == 422
+    assert post(admin, "/studies/cart/extend", **numbers, max_answers="5").status_code == 303
+    assert board.service.store.studies.get("cart").config.max_answers == 5
+    assert post(admin, "/studies/cart/status", status="running").status_code == 303
+    answer_all(board, "left")
+    assert board.service.store.studies.get("cart").status == "stopped"
+    assert board.service.store.studies.counts("cart").num_answers == 5
 
 
 def test_a_token_is_shown_once_and_can_be_revoked(board):

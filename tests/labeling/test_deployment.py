@@ -228,7 +228,10 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     assert "cannot be written" in refuse("--data", str(file), "--port", str(free_port()))
-    assert "--public-url" in refuse(*data, "--no-example", "--public-url", "labels.example.org")
+    for option in ("--public-url", "--clips-url"):
+        for url in ("labels.example.org", "", "ftp://labels.example.org"):
+            assert f"{option} {url!r} is no address" in refuse(*data, option, url)
+    assert not (tmp_path / "data").exists()
     assert "database_url" in refuse(*data, "--no-example", "--database-url", "mysql://x/y")
 
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import click
 
 from themis_ray.errors import ConfigError
+from themis_ray.feedback.addresses import is_address
 from themis_ray.locks import held
 
 __all__ = ["serve"]
@@ -83,6 +84,9 @@ def serve(
     Prints where it is, and an invitation for the first admin.
     """
     del debug
+    for option, url in (("--public-url", public_url), ("--clips-url", clips_url)):
+        if url is not None and not is_address(url):
+            raise ConfigError(f"{option} {url!r} is no address. Give one such as https://labels.example.org.")
     if replicas < 1:
         raise ConfigError(f"--replicas {replicas} answers nobody. Give 1 or more.")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -180,8 +184,6 @@ def _reachable_host(host: str) -> str:
 
 def _origin(url: str) -> str:
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ConfigError(f"--public-url {url!r} is no address. Give one such as https://labels.example.org.")
     return f"{parts.scheme}://{parts.netloc}"
 
 

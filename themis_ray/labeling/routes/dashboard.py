@@ -264,14 +264,16 @@ def set_status(visit: SentVisit, form: SentForm, study: str) -> Response:
 
 @router.post("/studies/{study}/extend")
 def extend(visit: SentVisit, form: SentForm, study: str) -> Response:
-    """Asks for more answers per query, or more queries per annotator."""
+    """Asks for more answers per query, more queries per annotator, or more answers in all where those are limited."""
     config = visit.study(study).config
     numbers = {
         name: _number(form[name], title, getattr(config, name), highest)
         for name, title, highest in (
             ("overlap", "answers per query", 1000),
             ("queries_per_annotator", "queries per person", 100_000),
+            ("max_answers", "answers in all", 2**62),
         )
+        if getattr(config, name) is not None
     }
     changes = {name: value for name, value in numbers.items() if value != getattr(config, name)}
     if changes:
@@ -452,7 +454,7 @@ def _known(kind: str, name: str, registry: dict[str, Any]) -> Any:
 
 
 def _number(text: str, title: str, lowest: int, highest: int) -> int:
-    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else None
     if number is None or not lowest <= number <= highest:
         raise WrongError(f"{title} must be a whole number from {lowest} to {highest}, not {text[:20]!r}.")
     return number
