@@ -33,8 +33,8 @@ from rich.progress import track
 
 from themis_ray.config import ExperimentConfig, dump_config, flatten, load_config, resolve
 from themis_ray.experiment import run_experiment
+from themis_ray.loop_settings import LEARNER_DEFAULTS
 from themis_ray.reporting.statistics import Estimate, estimate, interquartile_mean
-from themis_ray.rllib.settings import LEARNER_DEFAULTS
 from themis_ray.sessions import ray_session
 from themis_ray.tracking import RunFolder
 

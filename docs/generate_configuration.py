@@ -26,7 +26,7 @@ from themis_ray.config import (
 )
 from themis_ray.labeling import study
 from themis_ray.reward import DEFAULT_NUM_EPOCHS
-from themis_ray.rllib.settings import LEARNER_DEFAULTS
+from themis_ray.loop_settings import LEARNER_DEFAULTS
 
 OUT = Path(__file__).with_name("configuration.md")
 STUDY_OUT = Path(__file__).with_name("study-settings.md")

@@ -5,8 +5,8 @@ from themis_ray.cli import main
 from themis_ray.cli.listing import LISTS
 from themis_ray.config import PRESETS
 from themis_ray.feedback import SAMPLERS, SCHEDULES, TEACHERS
+from themis_ray.loop_settings import LEARNER_DEFAULTS
 from themis_ray.reward import REWARD_MODELS, REWARD_OPTIONS
-from themis_ray.rllib.settings import LEARNER_DEFAULTS
 
 
 def themis_list(*arguments: str, color: bool = False) -> Result:

@@ -201,10 +201,15 @@ def test_every_generator_is_seeded() -> None:
 
 @pytest.mark.parametrize(
     ("package", "unwanted"),
-    [("rllib", {"captum", "matplotlib"}), ("reward_actor", {"captum", "matplotlib", "pandas", "ray.rllib"})],
+    [
+        ("rllib", {"captum", "matplotlib"}),
+        ("reward_actor", {"captum", "matplotlib", "pandas", "ray.rllib"}),
+        ("cli.report", {"captum", "ray.rllib", "ray.tune"}),
+        ("cli.studies", {"captum", "ray.rllib", "ray.tune"}),
+    ],
 )
-def test_actors_import_only_what_they_use(package: str, unwanted: set[str]) -> None:
-    # Every env runner, and every reward actor, would pay for the rest with time and memory.
+def test_processes_import_only_what_they_use(package: str, unwanted: set[str]) -> None:
+    # Every env runner, every reward actor and every command would pay for the rest with time and memory.
     code = f"import sys, themis_ray.{package}; print({unwanted} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "set()"

@@ -17,9 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from themis_ray.envs import EnvSpec, get_env_spec
 from themis_ray.errors import ConfigError, lookup
 from themis_ray.feedback import check_teacher
+from themis_ray.loop_settings import AlgorithmSettings, LoopSettings, check_cpl, required, resolve_algorithm
 from themis_ray.reward import DEFAULT_FROM_SCRATCH, DEFAULT_LABEL_MARGIN, DEFAULT_NUM_EPOCHS, RewardConfig
-from themis_ray.rllib import AlgorithmSettings, LoopSettings, check_cpl, resolve_algorithm
-from themis_ray.rllib.settings import required
 
 __all__ = [
     "PRESETS",

@@ -11,8 +11,8 @@ from themis_ray.errors import lookup
 from themis_ray.explain import METHODS
 from themis_ray.explaining import INFLUENCE, INFLUENCE_SUMMARY
 from themis_ray.feedback import SAMPLERS, SCHEDULE_DESCRIPTIONS, TEACHER_DESCRIPTIONS
+from themis_ray.loop_settings import ALGORITHM_DESCRIPTIONS
 from themis_ray.reward import REWARD_MODELS, REWARD_OPTIONS, RewardConfig
-from themis_ray.rllib import ALGORITHM_DESCRIPTIONS
 
 __all__ = ["LISTS", "list_command"]
 

@@ -13,7 +13,6 @@ from rich.table import Table
 from themis_ray.errors import RunFolderError
 from themis_ray.reporting import ALL_TASKS, Report, Row, make_report, num_labels, with_interval, write_report
 from themis_ray.storage import Storage, is_uri
-from themis_ray.sweeping import is_shown
 from themis_ray.tracking.description import without_password
 
 __all__ = ["report"]
@@ -78,6 +77,8 @@ def _fetch(uri: str, folder: Path) -> Path:
     Raises:
         RunFolderError: It cannot be read, or holds no run.
     """
+    from themis_ray.sweeping import is_shown  # Tune takes seconds to import, and other reports do without
+
     target = folder / uri.partition("?")[0].rstrip("/").rpartition("/")[2]
     if not Storage(uri).pull(target, is_shown):
         raise RunFolderError(f"{uri} holds no run. Give the URI of a sweep, or of what is above it.")

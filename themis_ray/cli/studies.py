@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 import numpy as np
@@ -21,14 +21,15 @@ from themis_ray.cli.progress import late_progress, progress_bar
 from themis_ray.clips import CODECS
 from themis_ray.data import Choice, Query
 from themis_ray.errors import ConfigError, lookup
-from themis_ray.explaining import ExplainedRun, Output, OverlayClips
 from themis_ray.feedback import TEACHERS, SyntheticTeacher, TeacherParameters
 from themis_ray.feedback.query_sender import QuerySender
 from themis_ray.feedback.segment_clips import SegmentClips
 from themis_ray.feedback.study_client import StudyClient
-from themis_ray.rllib import draw_queries
 from themis_ray.tracking import RunFolder
 from themis_ray.wire import QueryKind
+
+if TYPE_CHECKING:
+    from themis_ray.explaining import ExplainedRun, Output, OverlayClips
 
 __all__ = ["simulate_annotators", "study"]
 
@@ -245,6 +246,10 @@ def add_queries(
     del debug
     lookup("codec", codec, CODECS)
     lookup("kind", kind, dict.fromkeys(("ordinary", "gold", "practice")))
+    # RLlib and captum take seconds to import, and the other commands do without.
+    from themis_ray.explaining import ExplainedRun, Output
+    from themis_ray.rllib import draw_queries
+
     folder, config = RunFolder.open(run)
     with connect(url, token, token_env) as client:
         asked = client.study(study_id)  # refused now rather than after drawing
@@ -281,6 +286,8 @@ def overlay_clips(
     asked: Mapping[str, Any], run: ExplainedRun, queries: Sequence[Query], output: Output
 ) -> dict[str, OverlayClips]:
     """Returns what draws the explanations that a study's arms show, by name; all queries share a scale."""
+    from themis_ray.explaining import OverlayClips
+
     names = dict.fromkeys(arm["overlay"] for arm in asked["settings"]["arms"] if arm["overlay"])
     segments = [side for query in queries for side in (query.left, query.right)]
     return {name: OverlayClips(run, name, segments, output) for name in names}

@@ -32,9 +32,9 @@ from themis_ray.explain import (
     reward_subject,
     state_influence,
 )
+from themis_ray.loop_settings import required
 from themis_ray.randomness import RandomStreams
 from themis_ray.rllib import FinishedRun, open_finished_run, open_networks, open_reward_history
-from themis_ray.rllib.settings import required
 from themis_ray.rllib.subjects import policy_subject, trace, value_subject
 
 __all__ = ["INFLUENCE", "INFLUENCE_SUMMARY", "SUBJECTS", "ExplainedRun", "Explanation"]

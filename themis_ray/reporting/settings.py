@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from themis_ray.config import flatten, load_config, nest
 from themis_ray.envs import EnvConfig, get_env_spec, resolve_env
 from themis_ray.errors import ThemisError
+from themis_ray.loop_settings import LEARNER_DEFAULTS
 from themis_ray.reporting.runs import Run
-from themis_ray.rllib.settings import LEARNER_DEFAULTS
 
 __all__ = [
     "BOOKKEEPING",

@@ -12,11 +12,11 @@ from ray.tune.registry import register_env
 
 from themis_ray.envs import EnvConfig, SeedEpisodes, make_env
 from themis_ray.errors import ConfigError
+from themis_ray.loop_settings import MAX_STEPS_BETWEEN_REPORTS, LoopSettings, required
 from themis_ray.rllib.cpl import PreferenceCPLConfig
 from themis_ray.rllib.modules import DQNModule, PPOModule, SACModule
 from themis_ray.rllib.off_policy import PreferenceDQNConfig, PreferenceSACConfig
 from themis_ray.rllib.ppo import PreferencePPOConfig
-from themis_ray.rllib.settings import MAX_STEPS_BETWEEN_REPORTS, LoopSettings, required
 
 __all__ = ["build_algorithm_config"]
 

@@ -22,6 +22,7 @@ from ray.tune.execution.placement_groups import PlacementGroupFactory
 
 from themis_ray.envs import EnvSpec, get_env_spec
 from themis_ray.errors import CheckpointError
+from themis_ray.loop_settings import LoopSettings
 from themis_ray.randomness import RandomStreams, seed_python
 from themis_ray.reward_actor import RewardModel, RewardModelSpec
 from themis_ray.rllib.episodes import to_chunk
@@ -29,7 +30,6 @@ from themis_ray.rllib.loop import COMPONENT_PREFERENCE_LOOP, PreferenceLoop
 from themis_ray.rllib.modules import start_from_reference
 from themis_ray.rllib.reference import open_reference
 from themis_ray.rllib.replay import ReplayBuffer
-from themis_ray.rllib.settings import LoopSettings
 
 __all__ = ["NUM_REFERENCE_OBSERVATIONS", "PreferenceAlgorithm", "PreferenceConfig"]
 

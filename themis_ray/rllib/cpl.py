@@ -25,13 +25,11 @@ from torch.nn.functional import log_softmax, logsigmoid
 
 from themis_ray.data import LabelledPairs, Preference, PreferenceDataset
 from themis_ray.envs import EnvSpec, differing_meanings, read_env_config
-from themis_ray.errors import ConfigError, DataError
-from themis_ray.feedback import FeedbackConfig, TeacherConfig
-from themis_ray.reward import RewardConfig
+from themis_ray.errors import DataError
+from themis_ray.loop_settings import LoopSettings, required
 from themis_ray.rllib.base import PreferenceAlgorithm, PreferenceConfig
 from themis_ray.rllib.loop import PreferenceLoop
 from themis_ray.rllib.modules import PPOModule
-from themis_ray.rllib.settings import ExplorationSettings, LoopSettings, required
 
 __all__ = [
     "PreferenceCPL",
@@ -280,34 +278,3 @@ class PreferenceCPLConfig(PreferenceConfig, AlgorithmConfig):
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """Return PPO's module, of which only the policy is used."""
         return RLModuleSpec(module_class=PPOModule)
-
-
-def check_cpl(settings: LoopSettings) -> None:
-    """Refuse what contrastive preference learning cannot do.
-
-    Raises:
-        ConfigError: There is no dataset, or settings of asking, rewards or exploration were given.
-    """
-    feedback, exploration, label_margin = settings.feedback, settings.exploration, settings.reward.label_margin
-    if feedback.dataset is None:
-        raise ConfigError(
-            "algorithm.name=cpl learns from stored preferences only and asks nobody. Give "
-            "feedback.dataset=FOLDER of a run or of themis data import, or use another algorithm.name."
-        )
-    asked = feedback.model_copy(update={"dataset": None, "budget": FeedbackConfig().budget})
-    given = {
-        "learn_reward=false": not settings.learn_reward,
-        f"feedback.budget={feedback.budget}": feedback.budget not in (0, FeedbackConfig().budget),
-        "a setting of feedback beside dataset": asked != FeedbackConfig(),
-        "a setting of teacher": settings.teacher != TeacherConfig(),
-        "a setting of reward beside label_margin": settings.reward != RewardConfig(label_margin=label_margin),
-        "a setting of exploration": exploration.num_seed_steps
-        or exploration.num_env_steps
-        or exploration.model_copy(update=dict.fromkeys(("num_seed_steps", "num_env_steps"))) != ExplorationSettings(),
-    }
-    for setting, is_given in given.items():
-        if is_given:
-            raise ConfigError(
-                f"{setting} was given, but cpl learns from the answers in feedback.dataset alone: it asks no teacher, "
-                "learns no reward and does not explore. Leave it out."
-            )

@@ -8,8 +8,8 @@ from pathlib import Path
 from themis_ray.data import Demonstration, EpisodePool, Evaluation, PreferenceDataset, Rating, Segment, StepFeedback
 from themis_ray.envs import EnvSpec
 from themis_ray.feedback import judge_steps, open_demonstrations, rate_segments
+from themis_ray.loop_settings import LoopSettings, required
 from themis_ray.randomness import RandomStreams
-from themis_ray.rllib.settings import LoopSettings, required
 
 __all__ = ["ask_about_segments", "own_segments", "restore_evaluations", "take_demonstrations"]
 

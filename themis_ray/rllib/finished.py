@@ -17,10 +17,10 @@ from themis_ray.data import EpisodePool, PreferenceDataset, Query
 from themis_ray.envs import EnvSpec, get_env_spec, image_parts
 from themis_ray.errors import CheckpointError, ConfigError, DataError, lookup
 from themis_ray.feedback import SAMPLERS, choose_queries, without_repeats
+from themis_ray.loop_settings import LoopSettings
 from themis_ray.reward import RewardEnsemble, load_ensemble_state, make_optimizer
 from themis_ray.rllib.loop import COMPONENT_PREFERENCE_LOOP, POOL_NUM_ENV_STEPS
 from themis_ray.rllib.reference import MODULE_PATH
-from themis_ray.rllib.settings import LoopSettings
 
 __all__ = ["FinishedRun", "draw_queries", "open_finished_run", "open_networks", "open_reward_history"]
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from themis_ray.data import EpisodePool, Segment
 from themis_ray.envs import EnvSpec
 from themis_ray.feedback import disagreement
+from themis_ray.loop_settings import LoopSettings
 from themis_ray.reward import RewardWatch, WatchPoint, left_probabilities
 from themis_ray.reward_actor import RewardModel
-from themis_ray.rllib.settings import LoopSettings
 
 __all__ = ["PolicyLooks", "compare_with_true_reward", "member_returns"]
 

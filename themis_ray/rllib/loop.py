@@ -34,6 +34,7 @@ from themis_ray.feedback import (
     queries_due,
     session_plan,
 )
+from themis_ray.loop_settings import LoopSettings, required
 from themis_ray.randomness import RandomStreams
 from themis_ray.reward import (
     RunningStd,
@@ -51,7 +52,6 @@ from themis_ray.rllib.evaluative import (
 )
 from themis_ray.rllib.looks import PolicyLooks, compare_with_true_reward, member_returns
 from themis_ray.rllib.replay import ReplayBuffer
-from themis_ray.rllib.settings import LoopSettings, required
 
 if TYPE_CHECKING:
     from themis_ray.feedback.human import HumanTeacher

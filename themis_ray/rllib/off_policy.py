@@ -16,12 +16,12 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMERS
 
 from themis_ray.envs import EnvSpec
+from themis_ray.loop_settings import MAX_STEPS_BETWEEN_REPORTS, LoopSettings, required
 from themis_ray.reward_actor import PendingPrediction
 from themis_ray.rllib.base import NUM_REFERENCE_OBSERVATIONS, PreferenceAlgorithm, PreferenceConfig
 from themis_ray.rllib.episodes import to_transitions
 from themis_ray.rllib.learners import ReplayLearner
 from themis_ray.rllib.replay import ReplayBuffer, Transitions
-from themis_ray.rllib.settings import MAX_STEPS_BETWEEN_REPORTS, LoopSettings, required
 
 __all__ = ["PreferenceDQN", "PreferenceDQNConfig", "PreferenceSAC", "PreferenceSACConfig"]
 

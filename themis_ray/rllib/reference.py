@@ -12,7 +12,7 @@ from ray import cloudpickle
 
 from themis_ray.envs import EnvConfig, EnvSpec, differing_meanings, read_env_config
 from themis_ray.errors import CheckpointError, ConfigError
-from themis_ray.rllib.settings import LoopSettings, required
+from themis_ray.loop_settings import LoopSettings, required
 
 __all__ = ["ReferencePolicy", "open_reference"]
 

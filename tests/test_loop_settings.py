@@ -2,14 +2,15 @@ import pytest
 from pydantic import ValidationError
 
 from themis_ray.errors import ConfigError
-from themis_ray.rllib import (
+from themis_ray.loop_settings import (
+    LEARNER_DEFAULTS,
     AlgorithmSettings,
+    ExplorationSettings,
     LoopSettings,
     ResourceSettings,
-    build_algorithm_config,
     resolve_algorithm,
 )
-from themis_ray.rllib.settings import LEARNER_DEFAULTS, ExplorationSettings
+from themis_ray.rllib import build_algorithm_config
 
 SETTINGS = [name for name in AlgorithmSettings.model_fields if name != "name"]
 VALUES = {

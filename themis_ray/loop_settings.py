@@ -271,3 +271,34 @@ def required(value: T | None) -> T:
     if value is None:
         raise ConfigError("a setting is empty. Pass settings through themis_ray.config.resolve first.")
     return value
+
+
+def check_cpl(settings: LoopSettings) -> None:
+    """Refuse what contrastive preference learning cannot do.
+
+    Raises:
+        ConfigError: There is no dataset, or settings of asking, rewards or exploration were given.
+    """
+    feedback, exploration, label_margin = settings.feedback, settings.exploration, settings.reward.label_margin
+    if feedback.dataset is None:
+        raise ConfigError(
+            "algorithm.name=cpl learns from stored preferences only and asks nobody. Give "
+            "feedback.dataset=FOLDER of a run or of themis data import, or use another algorithm.name."
+        )
+    asked = feedback.model_copy(update={"dataset": None, "budget": FeedbackConfig().budget})
+    given = {
+        "learn_reward=false": not settings.learn_reward,
+        f"feedback.budget={feedback.budget}": feedback.budget not in (0, FeedbackConfig().budget),
+        "a setting of feedback beside dataset": asked != FeedbackConfig(),
+        "a setting of teacher": settings.teacher != TeacherConfig(),
+        "a setting of reward beside label_margin": settings.reward != RewardConfig(label_margin=label_margin),
+        "a setting of exploration": exploration.num_seed_steps
+        or exploration.num_env_steps
+        or exploration.model_copy(update=dict.fromkeys(("num_seed_steps", "num_env_steps"))) != ExplorationSettings(),
+    }
+    for setting, is_given in given.items():
+        if is_given:
+            raise ConfigError(
+                f"{setting} was given, but cpl learns from the answers in feedback.dataset alone: it asks no teacher, "
+                "learns no reward and does not explore. Leave it out."
+            )
