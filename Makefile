@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo lint test test-slow test-gpu test-browser test-cluster test-sweep format bench-overhead bench-peers bench-labels bench-options bench-samplers bench-clips bench-clip-servers bench-serve bench-serve-chaos bench-peer-labels bench-explain bench-scale clean
+.PHONY: setup demo lint test test-openapi test-slow test-gpu test-browser test-cluster test-sweep format bench-overhead bench-peers bench-labels bench-options bench-samplers bench-clips bench-clip-servers bench-serve bench-serve-chaos bench-peer-labels bench-explain bench-scale clean
 
 # The stamp is newer than the files that say what to install, or setup runs again.
 setup: $(VENV)/.installed
@@ -23,11 +23,14 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two processes: half the tests wait for Ray to start and stop. schemathesis gives its tests one node id together, and of
-# those pytest-xdist would run one and not say so.
-test: lint
+# The linter and the tests of the API keep one core busy each. schemathesis gives its tests one node id together, and of
+# those pytest-xdist would run one and not say so. Of the rest, half wait for Ray to start and stop.
+test: setup
+	$(MAKE) --no-print-directory -j2 --output-sync=line lint test-openapi
+	$(BIN)/pytest -n 3 --dist loadfile --ignore tests/labeling/test_openapi.py
+
+test-openapi: setup
 	$(BIN)/pytest tests/labeling/test_openapi.py
-	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/labeling/test_openapi.py
 
 test-slow: setup
 	$(BIN)/pytest -m slow --timeout 1800
