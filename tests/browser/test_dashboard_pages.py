@@ -36,6 +36,7 @@ SETTINGS = {
     "overlap": OVERLAP,
     "queries_per_annotator": 25,
     "gold_share": 0.1,
+    "max_answers": 5000,
     "arms": [{"name": "plain"}, {"name": "heatmap", "overlay": "reward-saliency"}],
     "webhook_url": "https://hooks.example.org/labels",
 }
