@@ -108,6 +108,18 @@ def test_who_has_clips_to_answer_does_not_get_the_code_by_stopping(lab):
     assert ada.get("/api/v1/assignments").json()["stage"] == "work"
 
 
+def test_programs_get_the_code_for_all_there_is_to_answer_as_pages_do(lab):
+    lab.study(num_queries=2, panel=PANEL)
+    ada = lab.nobody()
+    come_in(lab, ada)
+    for _ in range(2):
+        early = ada.post("/api/v1/finish")
+        assert early.status_code == 409, early.text
+        assert "clips for you to answer" in early.json()["error"]
+        answer(ada, ada.get("/api/v1/assignments").json()["assignments"][0])
+    assert [ada.post("/api/v1/finish").json()["code"] for _ in range(2)] == ["C-OAK"] * 2
+
+
 def test_nobody_stops_by_a_form_of_somebody_else(lab):
     lab.study()
     ada, bob = lab.nobody(), lab.nobody()

@@ -12,7 +12,7 @@ from themis_ray.labeling.report import study_report
 from themis_ray.labeling.report_parts import StudyReport
 from themis_ray.labeling.security import Signer
 from themis_ray.labeling.signing import clip_until, sign_clip
-from themis_ray.labeling.store import Assignment, Clip, Desk, LabelStore, StudyRow
+from themis_ray.labeling.store import Assignment, Clip, Completion, ConflictError, Desk, LabelStore, StudyRow
 from themis_ray.wire import AssignmentView, ClipView, StoredAnswer, Work
 
 __all__ = ["Service", "ServiceSettings"]
@@ -111,6 +111,19 @@ class Service:
         """Returns the path of a study's entrance, which works as long as the study does."""
         invitation = self.signer.make_invitation("annotator", study.id, 10 * 365 * 86_400)
         return f"{self.settings.root}/s/{study.id}?invitation={invitation}"
+
+    # ---------------------------------------------------------------- the end of somebody's part
+
+    def finish(self, annotator_id: str) -> Completion:
+        """Ends the work of somebody who has nothing to answer; tells a person who is done where to go.
+
+        Raises:
+            ConflictError: There is something to do first. One answer is not worth the code of a whole part.
+        """
+        desk = self.store.work.desk(annotator_id, 1)
+        if desk.stage == "work" and desk.assignments:
+            raise ConflictError("there are clips for you to answer. Answer them, or withdraw.")
+        return self.store.people.finish(annotator_id)
 
     # ---------------------------------------------------------------- what is known of a study
 

@@ -140,6 +140,6 @@ def withdraw(service: ServiceOf, annotator_id: AnnotatorCaller) -> CompletionVie
 
 @router.post("/finish")
 def finish(service: ServiceOf, annotator_id: AnnotatorCaller) -> CompletionView:
-    """Ends the work, or tells a person who is done where to go."""
-    done = service.store.people.finish(annotator_id)
+    """Ends the work of somebody who has nothing to answer, or tells a person who is done where to go."""
+    done = service.finish(annotator_id)
     return CompletionView(stage=done.stage, code=done.code, redirect_url=done.redirect_url)
