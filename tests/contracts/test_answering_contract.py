@@ -127,6 +127,14 @@ def test_clips_have_to_be_watched_as_long_as_the_study_says(store):
     answer(store, person, assignment, watched_ms=2000)
 
 
+def test_who_acts_has_nothing_to_watch(store):
+    study_id = make_study(store, 1, feedback="demonstration", env_id="CartPole-v1", min_watched_s=2.0)
+    person = join(store, study_id)
+    assignment = store.work.desk(person, 1).assignments[0]
+    answer(store, person, assignment, actions=(0, 1), reset_seed=3, watched_ms=0)
+    assert len(store.work.answers(study_id).answers) == 1
+
+
 def test_nobody_answers_more_often_than_anybody_can(store, clock, monkeypatch):
     monkeypatch.setattr("themis_ray.labeling.store.answering.MAX_ANSWERS_PER_MINUTE", 3)
     study_id = make_study(store, 5)

@@ -254,6 +254,20 @@ def test_people_who_come_at_once_are_as_many_as_there_may_be_and_one_per_panel_i
     assert Counter(row.arm for row in store.people.all(study_id)) == {"a": 2, "b": 2}
 
 
+def test_arms_are_even_among_those_who_take_part(store):
+    study_id = make_study(store, 1, before=QUESTIONS[:1], arms=[{"name": "a"}, {"name": "b"}])
+    num_out, arms = 0, []
+    while len(arms) < 8:
+        person = join(store, study_id)
+        arm = store.people.get(person).arm
+        is_out = arm == "a" and num_out < 4
+        store.people.respond(person, "before", {"age": "no" if is_out else "yes"})
+        num_out += is_out
+        if not is_out:
+            arms.append(arm)
+    assert Counter(arms) == {"a": 4, "b": 4}
+
+
 def test_without_a_panel_nothing_of_the_link_is_kept(store):
     study_id = make_study(store, 1)
     assert join(store, study_id, PROLIFIC_PID="p1") != join(store, study_id, PROLIFIC_PID="p1")

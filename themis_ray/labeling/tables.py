@@ -13,7 +13,9 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TextClause,
     UniqueConstraint,
+    text,
 )
 
 __all__ = [
@@ -36,6 +38,12 @@ __all__ = [
 ]
 
 ID = String(128)
+
+
+def where(condition: str) -> dict[str, TextClause]:
+    """Returns what makes an index one of some rows only, on either database."""
+    return {f"{dialect}_where": text(condition) for dialect in ("sqlite", "postgresql")}
+
 
 metadata = MetaData(
     naming_convention={
@@ -92,7 +100,9 @@ query = Table(
     Column("about", JSON, nullable=False),
     Column("created_at", Float, nullable=False),
     ForeignKeyConstraint(["study_id"], ["study.id"]),
-    Index("ix_query_pick", "study_id", "kind", "num_taken", "place"),
+    Index("ix_query_kind", "study_id", "kind", "place"),
+    # Of those with a free place only, so that who waits in a large study that is answered looks through none.
+    Index("ix_query_open", "study_id", "kind", "num_taken", "place", **where("num_taken < overlap")),
 )
 
 annotator = Table(
@@ -163,6 +173,7 @@ answer = Table(
     ForeignKeyConstraint(["assignment_id"], ["assignment.id"]),
     Index("ix_answer_cursor", "study_id", "number"),
     Index("ix_answer_annotator", "annotator_id", "number"),
+    Index("ix_answer_assignment", "assignment_id"),
     sqlite_autoincrement=True,  # a number is never used again, so a cursor stays right
 )
 

@@ -70,6 +70,10 @@ _FIRST_OPEN = select(func.min(_ASSIGNMENT.number)).where(
     _ASSIGNMENT.annotator_id == bindparam("annotator_id"), _ASSIGNMENT.state.in_(("leased", "expired"))
 )
 _TOTAL = select(func.sum(_QUERY.num_answers)).where(_QUERY.study_id == bindparam("in_study"), _QUERY.kind != "practice")
+# Not less than _TOTAL, since repeats are among them; there are far fewer people than queries.
+_TOTAL_OF_PEOPLE = select(func.sum(tables.annotator.c.num_answered)).where(
+    tables.annotator.c.study_id == bindparam("in_study")
+)
 _INSERT_ANSWER = insert(tables.answer)
 
 
@@ -113,7 +117,7 @@ def check_answer(row: Any, new: NewAnswer, min_watched_s: float) -> None:
         WrongError: It is not of the kind that was asked for, or the clips were not watched for long enough.
     """
     check_kind(row.feedback, row.left_num_frames, new)
-    if new.watched_ms < 1000.0 * min_watched_s:
+    if row.feedback != "demonstration" and new.watched_ms < 1000.0 * min_watched_s:  # who acts has nothing to watch
         raise WrongError(f"watch the clips for {min_watched_s:g} s before you answer.")
 
 
@@ -187,16 +191,22 @@ def _go_on(connection: Connection, annotator: Annotator, *, is_practice: bool) -
     if is_practice:
         is_practised = num_practised(connection, annotator.id) >= config.num_practice
         return replace(annotator, stage="work") if is_practised else annotator
-    if config.max_answers is not None:
-        total = connection.execute(_TOTAL, {"in_study": annotator.study.id}).scalar_one()
-        if total >= config.max_answers:
-            connection.execute(
-                update(tables.study)
-                .where(tables.study.c.id == annotator.study.id)
-                .values(status="stopped", stopped_at=time.time())
-            )
-            annotator = replace(annotator, study=read_study(connection, annotator.study.id))
+    if config.max_answers is not None and _has_answers(connection, annotator.study.id, config.max_answers):
+        connection.execute(
+            update(tables.study)
+            .where(tables.study.c.id == annotator.study.id)
+            .values(status="stopped", stopped_at=time.time())
+        )
+        annotator = replace(annotator, study=read_study(connection, annotator.study.id))
     return leave_work(annotator) if annotator.num_answered >= config.queries_per_annotator else annotator
+
+
+def _has_answers(connection: Connection, study_id: str, num_wanted: int) -> bool:
+    """Whether a study has so many answers, one of whose person is still to be stored."""
+    values = {"in_study": study_id}
+    if connection.execute(_TOTAL_OF_PEOPLE, values).scalar_one() + 1 < num_wanted:
+        return False
+    return bool(connection.execute(_TOTAL, values).scalar_one() >= num_wanted)
 
 
 def _take_place_again(connection: Connection, row: Any) -> None:

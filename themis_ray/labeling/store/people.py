@@ -383,7 +383,7 @@ class People:
         counts: dict[str, int] = dict(
             connection.execute(
                 select(tables.annotator.c.arm, func.count())
-                .where(tables.annotator.c.study_id == study.id, tables.annotator.c.stage != "withdrawn")
+                .where(tables.annotator.c.study_id == study.id, tables.annotator.c.stage.not_in(WITHOUT_ANSWERS))
                 .group_by(tables.annotator.c.arm)
             )
             .tuples()
