@@ -13,7 +13,6 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    TextClause,
     UniqueConstraint,
     text,
 )
@@ -38,12 +37,7 @@ __all__ = [
 ]
 
 ID = String(128)
-
-
-def where(condition: str) -> dict[str, TextClause]:
-    """Returns what makes an index one of some rows only, on either database."""
-    return {f"{dialect}_where": text(condition) for dialect in ("sqlite", "postgresql")}
-
+IS_OPEN = text("num_taken < overlap")
 
 metadata = MetaData(
     naming_convention={
@@ -102,7 +96,12 @@ query = Table(
     ForeignKeyConstraint(["study_id"], ["study.id"]),
     Index("ix_query_kind", "study_id", "kind", "place"),
     # Of those with a free place only, so that who waits in a large study that is answered looks through none.
-    Index("ix_query_open", "study_id", "kind", "num_taken", "place", **where("num_taken < overlap")),
+    Index(
+        "ix_query_open",
+        *("study_id", "kind", "num_taken", "place"),
+        sqlite_where=IS_OPEN,
+        postgresql_where=IS_OPEN,
+    ),
 )
 
 annotator = Table(
