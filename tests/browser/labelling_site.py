@@ -248,7 +248,9 @@ def add_studies(
     add_study(store, "rating", clips, feedback="rating", question="How well is the pole held up?")
     add_study(store, "steps", clips, feedback="steps", question="Where does the cart do well, and where badly?")
     grid = {"env_id": "MiniGrid-Empty-5x5-v0", "question": "Walk to the green field."}
-    add_study(store, "demonstration", clips, feedback="demonstration", **grid)
+    for name in ("demonstration", "hasty"):
+        add_study(store, name, clips, feedback="demonstration", **grid)
+    add_study(store, "refused", clips, queries_per_annotator=1, question=question)
     add_study(store, "code-only", clips, queries_per_annotator=1, panel={**panel, "redirect_url": ""})
     for name in ("empty", "nothing-yet"):
         add_study(store, name, [], question=question)

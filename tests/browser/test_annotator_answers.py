@@ -164,6 +164,20 @@ def test_an_answer_that_came_too_late_is_dropped_with_a_word(site: Any, open_pag
     until(lambda: [on_screen(row) for row in site.answers("late")] == ["right"])
 
 
+def test_what_was_refused_can_be_answered_again(site: Any, open_page: Any) -> None:
+    page = open_page()
+    come_in(page, site.entrance("refused"))
+    only = wait_for_pair(page)
+    text = "watch the clips for 3 s before you answer."
+    page.route("**/api/v1/answers", lambda route: route.fulfill(status=422, json={"error": text}), times=1)
+    page.keyboard.press("ArrowLeft")
+    page.get_by_role("alert").get_by_text("did not count").wait_for()
+    assert wait_for_pair(page) == only
+    page.keyboard.press("ArrowRight")
+    page.get_by_role("heading", name="Thank you").wait_for()
+    assert [on_screen(row) for row in site.answers("refused")] == ["right"]
+
+
 def test_undo_takes_back_what_was_stored(site: Any, open_page: Any) -> None:
     page = open_page()
     come_in(page, site.entrance("undo"))

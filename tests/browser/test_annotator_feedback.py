@@ -86,3 +86,22 @@ def test_a_demonstration_by_keyboard(site: Any, open_page: Any, shoot: Any) -> N
     assert row.actions == (2, 2, 1, 2, 2)
     assert row.reset_seed is not None
     page.get_by_text("0 steps").wait_for()
+
+
+def test_who_sends_a_demonstration_before_a_step_arrives_gets_the_next(site: Any, open_page: Any) -> None:
+    page = open_page()
+    come_in(page, site.entrance("hasty"))
+    page.locator("#demo-frame:visible").wait_for()
+    page.keyboard.press("ArrowUp")
+    page.get_by_text("1 step", exact=True).wait_for()
+    slow: list[Any] = []
+    page.route("**/api/v1/demonstrations", lambda route: slow.append(route), times=1)
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Enter")
+    until(lambda: [row.actions for row in site.answers("hasty")] == [(2,)])
+    page.locator("#demo-frame").wait_for(state="hidden")
+    slow[0].continue_()
+    page.get_by_text("0 steps").wait_for()
+    page.locator("#demo-frame:visible").wait_for()
+    page.keyboard.press("ArrowUp")
+    page.get_by_text("1 step", exact=True).wait_for()

@@ -161,7 +161,7 @@ def test_who_leaves_takes_their_answers_along(site: Any, open_page: Any, shoot: 
     page.wait_for_timeout(300)
     shoot(page, "keys")
     page.get_by_role("link", name="leave the study").click()
-    page.wait_for_url("**/help")
+    page.wait_for_url("**/help?study=leave")
     shoot(page, "help", full_page=True)
     page.get_by_label("Delete all my answers").check()
     page.get_by_role("button", name="Leave the study").click()

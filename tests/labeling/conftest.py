@@ -52,7 +52,7 @@ class Lab:
     def study(self, study_id: str = "cart", num_queries: int = 5, **settings) -> str:
         """A study with queries; returns its token."""
         studies = self.service.store.studies
-        studies.create(StudyConfig(id=study_id, title="Carts", **settings), "test")
+        studies.create(StudyConfig(**{"id": study_id, "title": "Carts", **settings}), "test")
         token, _ = self.service.store.access.make_token(study_id, "test", "test")
         program = self.program(token)
         for number in range(2):

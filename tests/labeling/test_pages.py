@@ -193,6 +193,21 @@ def test_a_page_of_the_study_entered_first_goes_on_to_work(lab):
     assert stages == ["done", "work"]
 
 
+def test_who_leaves_a_study_leaves_the_one_whose_page_they_came_from(lab):
+    lab.study()
+    lab.study("boat", title="Boats")
+    ada = lab.nobody()
+    cart, _ = come_in(lab, ada), come_in(lab, ada, "boat")
+    (address,) = set(re.findall(r'href="(/help[^"]*)"', cart))
+    page = ada.get(address).text
+    assert "Boats" not in page
+    ada.headers["X-CSRF-Token"] = token_of(page)
+    assert "You have left" in send(ada, "/withdraw", is_sure="yes").text
+    stages = {study: lab.service.store.people.all(study)[0].stage for study in ("cart", "boat")}
+    assert stages == {"cart": "withdrawn", "boat": "work"}
+    assert "Boats" in ada.get("/help?study=boat").text
+
+
 def test_who_comes_to_a_shared_computer_with_an_own_panel_id_is_somebody_else(lab):
     lab.study(num_queries=1, panel=PANEL)
     shared = lab.nobody()

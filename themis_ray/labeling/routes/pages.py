@@ -311,8 +311,9 @@ def work(service: ServiceOf, person: PersonOrNobody) -> Response:
 
 
 @router.get("/help")
-def show_help(service: ServiceOf, person: PersonOrNobody) -> Response:
-    """Keys, what is good to know, and the way out."""
+def show_help(request: Request, service: ServiceOf, latest: PersonOrNobody, study: str = "") -> Response:
+    """Keys, what is good to know, and the way out of one study: that of the page it was asked from."""
+    person = _find_person_in(request, service, study) if study else latest
     if person is None:
         return _page(service, "help.html", session=None, study=None, overlay="")
     return person.page("help.html")

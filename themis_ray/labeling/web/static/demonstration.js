@@ -86,6 +86,7 @@ export class Demonstration {
     } finally {
       this.#isStepping = false;
       this.sender.setAttribute("aria-disabled", String(!this.#actions.length));
+      if (assignment !== this.#assignment) void this.#start();  // What came next has waited for this reply.
     }
   }
 

@@ -524,6 +524,7 @@ class Desk {
   /** The service does not want an answer: its lease had run out, or the person may not answer this any more. */
   async #drop({ answer, error }) {
     this.#last = this.#last.filter((one) => one.answer.answer_id !== answer.answer_id);
+    this.#done.delete(answer.assignment_id);  // It may be asked again.
     notice(`One answer did not count: ${error.message}`);
     this.#showProgress();
     if (this.#current && !this.#current.isAnswered) return;
