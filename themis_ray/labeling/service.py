@@ -17,7 +17,8 @@ from themis_ray.wire import AssignmentView, ClipView, StoredAnswer, Work
 
 __all__ = ["Service", "ServiceSettings"]
 
-REPORT_MAX_AGE_S = 5.0
+REPORT_FRESH_S = 5.0
+REPORT_FRESH_RATIO = 10.0  # A report that takes long is kept for so many times as long.
 ANSWERS_PER_READ = 20_000
 
 
@@ -57,6 +58,15 @@ class ServiceSettings:
         return f"{parts.scheme}://{parts.netloc}" if parts.netloc else ""
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What the answers of a study say, until when it is not asked again."""
+
+    report: StudyReport
+    weights: dict[str, float]
+    fresh_until: float
+
+
 @dataclass
 class Service:
     """One process of the labelling service."""
@@ -67,8 +77,8 @@ class Service:
 
     def __post_init__(self) -> None:
         self.signer = Signer(self.settings.secret)
-        self._reports: dict[str, tuple[float, StudyReport, dict[str, float]]] = {}
-        self._lock = threading.Lock()
+        self._reports: dict[str, _Known] = {}
+        self._locks: dict[str, threading.Lock] = {}
 
     # ---------------------------------------------------------------- what is shown
 
@@ -137,22 +147,37 @@ class Service:
                 return found
 
     def report(self, study_id: str) -> StudyReport:
-        """Returns the report of a study, a few seconds old at most."""
-        return self._report(study_id)[0]
+        """Returns the report of a study, a few seconds old at most; older where it takes long to make."""
+        return self._known(study_id).report
 
     def weights(self, study_id: str) -> dict[str, float]:
-        """Returns the weight of each annotator's answers, a few seconds old at most; 1 where nothing is known."""
-        return self._report(study_id)[1]
+        """Returns the weight of each annotator's answers, as old as the report; 1 where nothing is known."""
+        return self._known(study_id).weights
 
-    def _report(self, study_id: str) -> tuple[StudyReport, dict[str, float]]:
-        with self._lock:  # one request makes it, others wait for that one
-            made_at, report, weights = self._reports.get(study_id, (0.0, None, {}))
-            if report is None or time.monotonic() - made_at > REPORT_MAX_AGE_S:
-                study = self.store.studies.get(study_id)
-                answers = self.all_answers(study_id)
-                gold = self.store.studies.gold_choices(study_id)
-                waiting = self.store.studies.counts(study_id).num_waiting
-                report = study_report(answers, study.config, gold=gold, num_waiting=waiting)
-                weights = {row.annotator_id: row.weight for row in report.annotators}
-                self._reports[study_id] = (time.monotonic(), report, weights)
-        return report, weights
+    def _known(self, study_id: str) -> _Known:
+        """Returns what the answers of a study say; one request makes it anew, others do with the one before."""
+        known = self._reports.get(study_id)
+        if known is not None and time.monotonic() < known.fresh_until:
+            return known
+        lock = self._locks.setdefault(study_id, threading.Lock())
+        if not lock.acquire(blocking=known is None):
+            assert known is not None
+            return known
+        try:
+            known = self._reports.get(study_id)
+            if known is None or time.monotonic() >= known.fresh_until:
+                known = self._reports[study_id] = self._look(study_id)
+            return known
+        finally:
+            lock.release()
+
+    def _look(self, study_id: str) -> _Known:
+        began = time.monotonic()
+        study = self.store.studies.get(study_id)
+        answers = self.all_answers(study_id)
+        gold = self.store.studies.gold_choices(study_id)
+        waiting = self.store.studies.counts(study_id).num_waiting
+        report = study_report(answers, study.config, gold=gold, num_waiting=waiting)
+        weights = {row.annotator_id: row.weight for row in report.annotators}
+        now = time.monotonic()
+        return _Known(report, weights, now + max(REPORT_FRESH_S, REPORT_FRESH_RATIO * (now - began)))

@@ -230,7 +230,7 @@ def extend(
 
 @router.get("/studies/{study}/report")
 def report(service: ServiceOf, caller: StudyCaller, study: Annotated[Slug, Path()]) -> StudyReport:
-    """Counts, agreement and reliability, a few seconds old at most."""
+    """Counts, agreement and reliability, a few seconds old; older in a study of very many answers."""
     del caller
     return service.report(study)
 
