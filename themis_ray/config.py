@@ -293,7 +293,7 @@ def _resolve_cpl(config: ExperimentConfig) -> ExperimentConfig:
         raise ConfigError(
             f"snapshot={config.snapshot} was given, but cpl learns from feedback.dataset alone. Leave it out."
         )
-    check_cpl(config)
+    check_cpl(config, config.preset)
     path = str(Path(config.feedback.dataset or "").resolve())
     exploration = {"num_seed_steps": 0, "num_env_steps": 0}
     update = {

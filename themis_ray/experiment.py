@@ -18,7 +18,7 @@ from typing import Any
 
 from themis_ray.config import ExperimentConfig, resolve
 from themis_ray.envs import EnvSpec
-from themis_ray.errors import CheckpointError, RunFolderError
+from themis_ray.errors import RunFolderError
 from themis_ray.feedback import open_demonstrations
 from themis_ray.plots import plot_run
 from themis_ray.randomness import RandomStreams, seed_python
@@ -287,12 +287,7 @@ def _restore(algorithm: Any, config: ExperimentConfig, spec: EnvSpec, folder: Ru
         folder.rewind_metrics(-1)
         return _start(algorithm, config, spec, folder)
     path, about = latest
-    try:
-        algorithm.restore_from_path(str(path.resolve()))
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({type(error).__name__}: {error}). Delete it to resume from the one before."
-        ) from error
+    algorithm.restore_checkpoint(path, "Delete it to resume from the one before.")
     algorithm.reset_environments()
     folder.rewind_metrics(about["num_env_steps"])
     logger.info("Resumed from %s at %d env steps.", path.name, about["num_env_steps"])
@@ -309,8 +304,8 @@ def _metrics(algorithm: Any, result: Mapping[str, Any]) -> dict[str, Any]:
         "episode_length_mean": float(lengths.mean()) if len(lengths) else math.nan,
         "num_episodes": int(result.get("env_runners", {}).get("num_episodes_lifetime", 0)),
         "predicted_return_mean": loop.predicted_return_mean,
-        "queries_asked": loop.dataset.num_questions,
-        "num_preferences": loop.dataset.num_preferences,
+        "queries_asked": loop.num_questions,
+        "num_preferences": loop.num_preferences,
         "reward_version": loop.reward_model.version if loop.reward_model else 0,
     }
     for name in LOOP_METRICS:
@@ -347,8 +342,8 @@ def _summary(algorithm: Any, config: ExperimentConfig, spec: EnvSpec, rows: list
         "reference_source": spec.reference_source,
         "num_evaluation_episodes": len(returns),
         "budget": config.feedback.budget,
-        "queries_asked": loop.dataset.num_questions,
-        "num_preferences": loop.dataset.num_preferences,
+        "queries_asked": loop.num_questions,
+        "num_preferences": loop.num_preferences,
         "heldout_accuracy": final.get("heldout_accuracy", math.nan),
         "reward_correlation": final.get("reward_correlation", math.nan),
         "num_reward_actor_restarts": loop.reward_model.num_restarts if loop.reward_model else 0,

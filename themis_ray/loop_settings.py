@@ -191,7 +191,12 @@ class ExplorationSettings(BaseModel):
         description="Env steps of unsupervised exploration by state entropy after that. None: sac and dqn 5 % of all, "
         "at most 9000; ppo none; none with algorithm.reference.",
     )
-    num_neighbors: int = Field(5, ge=1, description="k of the k-nearest-neighbour state entropy (PEBBLE).")
+    num_neighbors: int = Field(
+        5,
+        ge=1,
+        description="k of the state entropy (PEBBLE): the reward is the distance to the (k + 1)-th nearest in a "
+        "sample of the states seen, as the nearest is taken to be the state itself.",
+    )
 
 
 class ResourceSettings(BaseModel):
@@ -273,8 +278,12 @@ def required(value: T | None) -> T:
     return value
 
 
-def check_cpl(settings: LoopSettings) -> None:
+def check_cpl(settings: LoopSettings, preset: str) -> None:
     """Refuse what contrastive preference learning cannot do.
+
+    Args:
+        settings: Of an experiment.
+        preset: The one that has changed them.
 
     Raises:
         ConfigError: There is no dataset, or settings of asking, rewards or exploration were given.
@@ -285,13 +294,17 @@ def check_cpl(settings: LoopSettings) -> None:
             "algorithm.name=cpl learns from stored preferences only and asks nobody. Give "
             "feedback.dataset=FOLDER of a run or of themis data import, or use another algorithm.name."
         )
-    asked = feedback.model_copy(update={"dataset": None, "budget": FeedbackConfig().budget})
+    is_feedback_given = (
+        feedback.model_copy(update={"dataset": None, "budget": FeedbackConfig().budget}) != FeedbackConfig()
+    )
+    is_reward_given = settings.reward != RewardConfig(label_margin=label_margin)
     given = {
         "learn_reward=false": not settings.learn_reward,
         f"feedback.budget={feedback.budget}": feedback.budget not in (0, FeedbackConfig().budget),
-        "a setting of feedback beside dataset": asked != FeedbackConfig(),
+        f"preset={preset}": preset != "default" and (is_feedback_given or is_reward_given),
+        "a setting of feedback beside dataset": is_feedback_given,
         "a setting of teacher": settings.teacher != TeacherConfig(),
-        "a setting of reward beside label_margin": settings.reward != RewardConfig(label_margin=label_margin),
+        "a setting of reward beside label_margin": is_reward_given,
         "a setting of exploration": exploration.num_seed_steps
         or exploration.num_env_steps
         or exploration.model_copy(update=dict.fromkeys(("num_seed_steps", "num_env_steps"))) != ExplorationSettings(),

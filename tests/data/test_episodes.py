@@ -245,6 +245,48 @@ def test_an_endless_episode_stays_within_the_limit_and_keeps_its_return():
     assert returns.tolist() == [sum(range(200)) + 100]
 
 
+def add_rounds(pool, lengths, round_length=5):
+    """Steps one endless row of episodes per length in turn, until each has ended twice."""
+    for step in range(0, 2 * max(lengths), round_length):
+        for slot, length in enumerate(lengths):
+            start, episode = step % length, slot + 10 * (step // length)
+            pool.add(make_chunk(episode, start, round_length, is_done=start + round_length == length))
+
+
+def test_long_episodes_keep_their_returns_when_the_pool_drops_their_steps():
+    pool = EpisodePool("Test-v0", 20)
+    add_rounds(pool, [10, 10, 10, 40, 40])
+    returns, lengths = pool.recent_returns(100)
+    assert sorted(lengths.tolist()) == [10] * 24 + [40] * 4
+    assert returns.tolist() == [sum(range(length)) + length / 2 for length in lengths]
+
+
+def test_a_restored_pool_knows_the_returns_of_episodes_whose_steps_were_dropped():
+    pool, restored = (EpisodePool("Test-v0", 20) for _ in range(2))
+    pool.add(make_chunk(0, 0, 10))
+    pool.add(make_chunk(1, 0, 15, is_done=True))
+    restored.set_state(pickle.loads(pickle.dumps(pool.get_state())))
+    restored.add(make_chunk(0, 10, 5, is_done=True))
+    returns, lengths = restored.recent_returns()
+    assert (returns.tolist(), lengths.tolist()) == ([sum(range(15)) + 7.5] * 2, [15, 15])
+
+
+def test_the_state_of_an_earlier_version_goes_on():
+    """It kept the return so far with each piece, None where steps before were not seen."""
+    pool, restored = (EpisodePool("Test-v0", 100) for _ in range(2))
+    for episode, start in ((0, 0), (1, 3)):
+        pool.add(make_chunk(episode, start, 4))
+    state = pool.get_state()
+    del state["running"]
+    for piece, true_return in zip(state["pieces"], (8.0, None), strict=True):
+        piece["true_return"] = true_return
+    restored.set_state(state)
+    restored.add(make_chunk(0, 4, 2, is_done=True))
+    restored.add(make_chunk(1, 7, 2, is_done=True))
+    returns, lengths = restored.recent_returns()
+    assert (returns.tolist(), lengths.tolist()) == ([sum(range(6)) + 3], [6])
+
+
 def test_recent_returns_are_of_the_last_finished_episodes():
     pool = make_pool([3, 4, 5])
     pool.add(make_chunk(9, 0, 6))

@@ -171,6 +171,16 @@ def test_a_fragment_in_many_pairs_is_held_once(tmp_path: Path, monkeypatch: pyte
     assert [batch.share for batch in batches] == [0.4, 0.8, 1.0]
 
 
+def test_a_batch_ends_after_so_many_answers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreign, "BATCH_NUM_ANSWERS", 2)
+    arrays = {name: np.repeat(value[:1], 5, axis=0) for name, value in bpref_arrays(2).items()}
+    source = save_bpref(tmp_path / "same", arrays, "npz")
+    assert [len(batch.preferences) for batch in read_bpref(source, PENDULUM)] == [2, 2, 1]
+    counts = import_dataset(source, tmp_path / "out", "bpref", PENDULUM)
+    assert (counts.num_segments, counts.num_queries) == (2, 5)
+    assert PreferenceDataset(tmp_path / "out").num_queries == 5
+
+
 @pytest.mark.parametrize("offset", [-400, -200, -60])
 def test_a_damaged_npz_is_refused_in_one_line(tmp_path: Path, offset: int) -> None:
     path = tmp_path / "labels.npz"
@@ -250,6 +260,17 @@ def test_tensors_that_numpy_cannot_hold_are_refused(tmp_path: Path) -> None:
         path = tmp_path / "labels.pt"
         torch.save({**arrays, "buffer_seg2": getattr(arrays["buffer_seg2"], change)()}, path)
         assert_refused(lambda path=path: import_dataset(path, tmp_path / "out", "auto", PENDULUM), fragment)
+
+
+def test_tensors_of_more_numbers_than_the_file_has_are_refused(tmp_path: Path) -> None:
+    arrays = {name: torch.as_tensor(value[:1]) for name, value in bpref_arrays().items()}
+    path = tmp_path / "labels.pt"
+    torch.save({name: tensor.expand(10**12, *tensor.shape[1:]) for name, tensor in arrays.items()}, path)
+    assert path.stat().st_size < 4096
+    message = "buffer_seg1 shows the same numbers many times, save what clone() returns"
+    assert_refused(lambda: import_dataset(path, tmp_path / "out", "auto", PENDULUM), str(path), message)
+    torch.save({name: tensor.expand(3, *tensor.shape[1:]).clone() for name, tensor in arrays.items()}, path)
+    assert import_dataset(path, tmp_path / "out", "auto", PENDULUM).num_queries == 3
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])

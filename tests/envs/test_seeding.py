@@ -23,6 +23,20 @@ def test_episodes_differ_and_the_same_seed_gives_the_same_ones():
         np.testing.assert_array_equal(observation, observation_again)
 
 
+def test_no_two_environments_of_any_env_runners_have_the_same_episodes():
+    """RLlib seeds runner w with seed + w, and gymnasium its environment i with i more."""
+
+    def seeds(worker_index: int, index: int) -> list[int]:
+        env = SeedEpisodes(make_env(EnvConfig(id="CartPole-v1")), worker_index)
+        return [seed for seed, _ in episodes(env, 5, 1 + worker_index + index)]
+
+    found = [seed for worker_index in range(4) for index in range(3) for seed in seeds(worker_index, index)]
+    assert len(set(found)) == len(found) == 60
+    rng = np.random.default_rng(1)
+    assert found[:5] == [int(rng.integers(2**31 - 1)) for _ in range(5)], "the driver's own episodes are others now"
+    assert seeds(2, 1) == seeds(2, 1)
+
+
 def test_the_seed_that_is_told_brings_the_episode_back():
     env, plain = SeedEpisodes(make_env(EnvConfig(id="Pendulum-v1"))), make_env(EnvConfig(id="Pendulum-v1"))
     with pytest.raises(ValueError, match="first reset needs a seed"):

@@ -4,6 +4,8 @@ import threading
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
+import httpx
+import numpy as np
 import pytest
 from chat_server import (
     KEY,
@@ -23,6 +25,7 @@ from chat_server import (
 from themis_ray.data import Choice
 from themis_ray.errors import TeacherError
 from themis_ray.feedback import chat_endpoint
+from themis_ray.feedback.chat_endpoint import CallBudget, ChatEndpoint, Spending
 
 # ---------------------------------------------------------------- retries
 
@@ -65,6 +68,15 @@ def test_waiting_times_double_with_jitter_and_honour_retry_after(server, waits):
     assert 7 <= waits[3] <= 8
     assert 40 <= waits[4] <= 50
     assert 30 <= waits[6] <= 60, "no more than a minute"
+
+
+def test_an_endpoint_may_be_asked_again_a_thousand_times(waits):
+    endpoint = ChatEndpoint("http://judge.test", "seer", None, 1.0, 1100, CallBudget(None, None))
+    client = httpx.Client(transport=httpx.MockTransport(lambda request: httpx.Response(503)))
+    reply = endpoint.ask(client, [], str, np.random.default_rng(0), threading.Event(), Spending())
+    assert reply.outcome == "unreachable"
+    assert len(waits) == 1100
+    assert max(waits) <= 60
 
 
 def test_jitter_differs_between_questions_and_not_between_runs(server, waits):

@@ -3,14 +3,16 @@
 import math
 from datetime import UTC, datetime
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
 
 from themis_ray.data import Demonstration, PreferenceDataset, Rating, Segment
 from themis_ray.envs import EnvConfig, get_env_spec
 from themis_ray.errors import DataError
-from themis_ray.feedback import judge_steps, open_demonstrations, rate_segments
+from themis_ray.feedback import check_choices, judge_steps, open_demonstrations, rate_segments
 
 ENV = EnvConfig(id="Pendulum-v1")
 SPEC = get_env_spec(ENV)
@@ -124,3 +126,48 @@ def test_demonstrations_of_observations_of_another_meaning_are_refused(tmp_path)
         open_demonstrations(tmp_path, 2, ENV, SPEC, 2)
     (tmp_path / "config.yaml").write_text("env: {id: Pendulum-v1}")
     assert len(open_demonstrations(tmp_path, 2, ENV, SPEC, 2)) == 1
+
+
+def act(env_id: str, num_observations: int, actions: Any) -> Segment:
+    observations = np.zeros((len(actions), num_observations), np.float32)
+    return Segment.create(env_id, "e", 0, observations, np.array(actions), np.zeros(len(actions)))
+
+
+@pytest.mark.parametrize(
+    ("space", "actions", "message"),
+    [
+        (Discrete(2), [0, 1], None),
+        (Discrete(2), [0.0, 1.0], None),
+        (Discrete(2), [False, True], None),
+        (Discrete(2), [1, 2], r"an action is 2 there, and allowed are whole numbers from 0 to 1\. Count .* from 0"),
+        (Discrete(2), [0, -1], "an action is -1 there"),
+        (Discrete(2), [0.5, 0.0], "an action is 0.5 there"),
+        (Discrete(2), [np.nan, 0.0], "an action is nan there"),
+        (MultiDiscrete([2, 3]), [[0, 2], [1, 0]], None),
+        (MultiDiscrete([2, 3]), [[0, 2], [1, 3]], "an action at place 1 is 3 there, and allowed .* from 0 to 2"),
+        (Box(-1, 1, (1,)), [[7.5], [-3.0]], None),
+    ],
+)
+def test_choices_that_the_environment_does_not_have_are_refused(
+    space: Space[Any], actions: list[Any], message: str | None
+) -> None:
+    segments = [act("Made-v0", 1, actions[:1] * 2), act("Made-v0", 1, actions)]
+    if message is None:
+        check_choices("feedback.dataset=x", segments, space)
+    else:
+        with pytest.raises(DataError, match=f"^feedback.dataset=x does not fit this run: {message}"):
+            check_choices("feedback.dataset=x", segments, space)
+
+
+def test_demonstrations_of_choices_that_the_environment_does_not_have_are_refused(tmp_path) -> None:
+    env = EnvConfig(id="CartPole-v1")
+    spec = get_env_spec(env)
+    for dtype, message in (
+        (np.int32, "an action is 2 there"),
+        (np.int64, r"\(\), 'int64'\) there and .* 'int32'\) here"),
+    ):
+        segment = act(env.id, spec.observation_space.shape[0], np.array([1, 2], dtype))
+        path = tmp_path / dtype.__name__
+        PreferenceDataset(path).append_evaluations([segment], [Demonstration(segment.id, "expert", 0, 0, NOW, NOW)])
+        with pytest.raises(DataError, match=message):
+            open_demonstrations(path, 1, env, spec, 2)

@@ -280,6 +280,26 @@ def test_several_people_answer_one_query(hire, service):
     assert [resumed.weight(row) for row in resumed.dataset.preferences] == [0.75, 0.5] * 2
 
 
+def test_an_overlap_that_is_raised_is_seen_within_a_minute(hire, service, clock):
+    teacher, queries = hire(wait=True), make_queries(2)
+    ask(teacher, queries)
+    for query in queries:
+        service.answer(query.id)
+    teacher.collect(at_once=True)
+    service.overlap = 2
+    service.calls.clear()
+    for _ in range(60):
+        clock.now += REREAD_S / 30
+        teacher.collect()
+    assert service.calls.count(("GET", "/api/v1/studies/tea")) == 2
+    assert teacher.num_missing == 2
+    assert not teacher.is_fit_due(1)
+    left = [query.id for query in queries]
+    clock.on_sleep = lambda: left and service.answer(left.pop(), "right", "bob")
+    teacher.wait()
+    assert len(given(teacher)) == 4
+
+
 def test_the_service_is_not_asked_all_the_time(hire, service, clock):
     teacher = hire(poll_s=2.0)
     teacher.collect()

@@ -8,7 +8,19 @@ import time
 
 import numpy as np
 import pytest
-from chat_server import KEY, USAGE, ask, by_brightness, choose, clips_of, completion, judge, make_queries, segment
+from chat_server import (
+    KEY,
+    PRICES,
+    USAGE,
+    ask,
+    by_brightness,
+    choose,
+    clips_of,
+    completion,
+    judge,
+    make_queries,
+    segment,
+)
 from lantern import LANTERN, lantern_frame
 from recording import record
 
@@ -265,6 +277,14 @@ def test_answers_that_disagree_become_equal(server, first, second, choice):
 
     server.reply = reply
     assert ask(judge(server, ask_both_orders=True), [query]) == [choice]
+
+
+@pytest.mark.parametrize("limit", [{"max_calls": 8}, {"max_cost": 8.0, **PRICES}], ids=["calls", "cost"])
+def test_a_limit_is_spent_on_whole_queries(server, limit):
+    queries, expected = make_queries(8)
+    teacher = judge(server, ask_both_orders=True, max_concurrency=1, **limit)
+    assert ask(teacher, queries) == [*expected[:4], *[Choice.SKIP] * 4]
+    assert len(server.requests) == 8
 
 
 # ---------------------------------------------------------------- secrets and settings

@@ -1,5 +1,7 @@
 """Each likelihood against a slow, obvious one, and what an ensemble learns from a few hundred answers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,7 @@ from themis_ray.reward.likelihoods import (
     rating_losses,
     spread,
     step_losses,
+    teaches_anything,
 )
 
 torch.set_num_threads(1)
@@ -299,6 +302,18 @@ def test_a_kind_of_weight_zero_changes_nothing() -> None:
         second, other_optimizer, pairs, config, np.random.default_rng(1), evaluations=mixed(np.random.default_rng(2))
     )
     assert "rating_loss" not in info
+    for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_ratings_of_a_single_level_teach_nothing() -> None:
+    pairs, data = make_pairs(10, np.random.default_rng(0)), answer("rating", 20, np.random.default_rng(1))
+    data = replace(data, levels=np.full(20, 3))
+    assert not teaches_anything(data, SMALL)
+    assert fit(*make(SMALL), no_pairs(), SMALL, np.random.default_rng(2), evaluations=data)["num_epochs"] == 0
+    (first, optimizer), (second, other_optimizer) = make(SMALL), make(SMALL)
+    expected = fit(first, optimizer, pairs, SMALL, np.random.default_rng(2))
+    assert fit(second, other_optimizer, pairs, SMALL, np.random.default_rng(2), evaluations=data) == expected
     for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 

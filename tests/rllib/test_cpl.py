@@ -21,12 +21,12 @@ from torch.distributions import Categorical, Normal
 
 from themis_ray.cli import main
 from themis_ray.config import dump_config, load_config, resolve
-from themis_ray.data import Choice, EpisodeChunk, EpisodePool, Preference, PreferenceDataset, Segment
+from themis_ray.data import Choice, EpisodeChunk, EpisodePool, Preference, PreferenceDataset, Query, Segment
 from themis_ray.envs import EnvConfig, get_env_spec, make_env
 from themis_ray.errors import ConfigError, DataError
 from themis_ray.randomness import seed_python
 from themis_ray.rllib import build_algorithm_config, deterministic_policy, evaluate, open_preferences
-from themis_ray.rllib.cpl import action_log_probabilities, cpl_loss, discounted_sums
+from themis_ray.rllib.cpl import StoredPreferenceLoop, action_log_probabilities, cpl_loss, discounted_sums
 
 TORQUE, BUTTONS, KNOBS = Box(-1.0, 1.0, (3,), np.float32), Discrete(5), MultiDiscrete([2, 4, 3])
 NUM_INPUTS = {"Box": 6, "Discrete": 5, "MultiDiscrete": 9}
@@ -286,8 +286,28 @@ def test_resumed_run_goes_on_like_one_that_never_stopped_also_when_the_dataset_h
     for part in ("weights", "optimizer"):
         assert_same(end[part], expected_end[part])
     for row, expected_row in zip(rows, expected_rows, strict=True):
-        del row["queries_asked"], row["num_preferences"], expected_row["queries_asked"], expected_row["num_preferences"]
         assert_same(row, expected_row, f"metrics at {row['num_env_steps']} env steps")
+
+
+def test_a_resumed_run_counts_what_it_learns_from_and_not_what_the_dataset_has_grown_to(stored, tmp_path):
+    shutil.copytree(stored, tmp_path / "stored")
+    config, spec = resolve(load_config(None, [*SMALL, "env.id=CartPole-v1", f"feedback.dataset={tmp_path / 'stored'}"]))
+
+    def make_loop() -> StoredPreferenceLoop:
+        return StoredPreferenceLoop(config, spec, tmp_path / "stored", None, None)
+
+    state = make_loop().get_state()
+    grown = PreferenceDataset(tmp_path / "stored")
+    row, num_before = grown.preferences[0], grown.num_preferences
+    grown.append([Query(grown.segment(row.left_id), grown.segment(row.right_id))], [row])
+    resumed = make_loop()
+    assert (resumed.num_questions, resumed.num_preferences) == (num_before + 1, num_before + 1)
+    resumed.set_state(state)
+    assert (resumed.num_questions, resumed.num_preferences) == (num_before, num_before) == (400, 400)
+    del state["num_stored_questions"]  # Earlier checkpoints have none.
+    resumed = make_loop()
+    resumed.set_state(state)
+    assert (resumed.num_questions, resumed.num_preferences) == (num_before + 1, num_before)
 
 
 def arrays_of(segment: Segment) -> tuple[Any, Any, Any]:
@@ -332,6 +352,18 @@ def test_preferences_about_observations_of_another_meaning_are_refused(stored, t
         open_preferences(config, get_env_spec(config.env))
 
 
+def test_preferences_about_choices_that_the_environment_does_not_have_are_refused(tmp_path):
+    config = load_config(None, [*SMALL, "env.id=CartPole-v1", f"feedback.dataset={tmp_path}"])
+    spec = get_env_spec(config.env)
+    observations = np.zeros((4, *spec.observation_space.shape), np.float32)
+    one, other = (Segment.create(spec.id, "e", 0, observations, np.full(4, i), np.zeros(4)) for i in (1, 2))
+    query, now = Query(one, other), datetime.now(UTC)
+    answer = Preference(query.id, one.id, other.id, Choice.LEFT, "me", 0, 0, now, now)
+    PreferenceDataset(tmp_path).append([query], [answer])
+    with pytest.raises(DataError, match=r"^feedback.dataset=.* an action is 2 there, and allowed are .* from 0 to 1\."):
+        open_preferences(config, spec)
+
+
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
@@ -344,6 +376,11 @@ def test_preferences_about_observations_of_another_meaning_are_refused(stored, t
         (
             [*SMALL, "feedback.dataset=x", "reward.hidden_sizes=[9]"],
             "a setting of reward beside label_margin was given",
+        ),
+        ([*SMALL, "feedback.dataset=x", "preset=robust"], "preset=robust was given, but cpl learns"),
+        (
+            [*SMALL, "feedback.dataset=x", "preset=robust", "feedback.sampler=disagreement"],
+            "preset=robust was given, but cpl learns",
         ),
         ([*SMALL, "feedback.dataset=x", "exploration.num_env_steps=9"], "a setting of exploration was given"),
         ([*SMALL, "feedback.dataset=x", "exploration.num_neighbors=7"], "a setting of exploration was given"),

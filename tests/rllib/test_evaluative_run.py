@@ -9,13 +9,15 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from recording import record
 
 from themis_ray.config import load_config, resolve
-from themis_ray.data import PreferenceDataset, Rating, Segment
+from themis_ray.data import Demonstration, Evaluation, PreferenceDataset, Rating, Segment, StepFeedback
+from themis_ray.envs import EnvConfig
 from themis_ray.errors import ConfigError, DataError
 from themis_ray.experiment import _metrics
 from themis_ray.randomness import seed_python
-from themis_ray.rllib import build_algorithm_config
+from themis_ray.rllib import PreferenceLoop, build_algorithm_config
 
 SMALL = [
     "env.id=Pendulum-v1",
@@ -187,6 +189,57 @@ def test_what_was_stored_before_the_first_checkpoint_is_fitted_after_a_new_start
     again.stop()
     assert rows[-1]["reward_version"] > 0
     assert rows[-1]["queries_asked"] == (0 if what == "demonstrations" else 12)
+
+
+class Model:
+    """A reward model that counts its fits."""
+
+    def __init__(self) -> None:
+        self.version = 0
+
+    def fit(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        self.version += 1
+        return {}
+
+    def predict(self, observations: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        return np.zeros(len(observations), np.float32)
+
+
+def make_evaluations(kind: str, segments: list[Segment], values: list[int]) -> list[Evaluation]:
+    """Returns ratings of these levels, segments whose steps are all of these values, or demonstrations."""
+    about = "ann", 0, 0, datetime.now(UTC), datetime.now(UTC)
+    pairs = zip(segments, values, strict=True)
+    if kind == "rating":
+        return [Rating(segment.id, level, 3, *about) for segment, level in pairs]
+    if kind == "step":
+        return [StepFeedback(segment.id, (value,) * len(segment), *about) for segment, value in pairs]
+    return [Demonstration(segment.id, *about) for segment in segments]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "weight", "is_fitted"),
+    [
+        ("rating", [0, 0, 0, 2], 1, True),
+        ("rating", [0, 0, 0, 2], 0, False),
+        ("rating", [2, 2, 2, 2], 1, False),
+        ("step", [0, 0, 0, 1], 1, True),
+        ("step", [0, 0, 0, 1], 0, False),
+        ("step", [0, 0, 0, 0], 1, False),
+        ("demonstration", [0] * 4, 1, True),
+        ("demonstration", [0] * 4, 0, False),
+    ],
+)
+def test_only_what_teaches_something_is_fitted(
+    kind: str, values: list[int], weight: int, is_fitted: bool, tmp_path: Path
+) -> None:
+    settings = [*SMALL, "feedback.budget=0", f"reward.{kind}_weight={weight}"]
+    config, spec = resolve(load_config(None, settings))
+    loop = PreferenceLoop(config, spec, tmp_path, Model(), None)  # type: ignore[arg-type]
+    loop.pool = record(EnvConfig(id="Pendulum-v1"), 300)[0]
+    segments = loop.pool.sample_segments(4, 10, np.random.default_rng(0))
+    loop.dataset.append_evaluations(segments, make_evaluations(kind, segments, values))
+    assert loop.hold_session_if_due(200) == is_fitted
+    assert loop.has_fitted_reward == is_fitted
 
 
 def test_other_teachers_only_compare() -> None:

@@ -1,5 +1,7 @@
 """Stopping and going on equals not stopping, and everything that is saved comes back bit for bit."""
 
+import errno
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -7,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ray.exceptions import RayActorError
 
 from themis_ray.config import load_config, resolve
+from themis_ray.errors import CheckpointError, DataError
 from themis_ray.experiment import _metrics
 from themis_ray.randomness import seed_python
 from themis_ray.rllib import PreferencePPO, PreferenceSAC, build_algorithm_config
@@ -149,3 +153,29 @@ def test_from_checkpoint_restores_the_loop_and_keeps_later_answers(name, algorit
         assert restored.loop.dataset.preferences[: len(answers)] == answers
     finally:
         restored.stop()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (DataError("the dataset has changed"), DataError),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), OSError),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), OSError),
+        (RayActorError(), RayActorError),
+        (OSError(errno.EIO, os.strerror(errno.EIO)), CheckpointError),
+        (KeyError("streams"), CheckpointError),
+    ],
+)
+def test_a_checkpoint_is_blamed_only_for_what_is_wrong_with_it(error, expected, tmp_path, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(PreferencePPO, "restore_from_path", fail)
+    algorithm = PreferencePPO.__new__(PreferencePPO)
+    with pytest.raises(expected) as caught:
+        algorithm.restore_checkpoint(tmp_path / "checkpoint_1", "Delete it.")
+    if expected is CheckpointError:
+        assert "checkpoint_1 cannot be read" in str(caught.value)
+        assert str(caught.value).endswith("Delete it.")
+    else:
+        assert caught.value is error

@@ -84,10 +84,7 @@ def make_env_layout(env_id: str) -> EnvLayout:
     return EnvLayout(
         env_id=env_id,
         observations=ArraySpec(tuple(observations.shape or ()), np.dtype(observations.dtype)),
-        # RLlib hands the actions of a policy over in 32 bits, whatever the space says.
-        actions=ArraySpec(
-            tuple(actions.shape or ()), np.dtype(np.float32 if isinstance(actions, spaces.Box) else np.int32)
-        ),
+        actions=ArraySpec(tuple(actions.shape or ()), stored.action_dtype),
         has_mark=stored.observation_space.shape != observations.shape,
         action_bounds=bounds,
         num_choices=num_choices,

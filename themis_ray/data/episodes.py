@@ -96,7 +96,7 @@ class _Piece:
     Rows that are filled are never written again, so views of them stay valid.
     """
 
-    def __init__(self, chunk: EpisodeChunk, return_before: float | None, history: _History | None = None) -> None:
+    def __init__(self, chunk: EpisodeChunk, history: _History | None = None) -> None:
         self.history = history
         self.episode_id = chunk.episode_id
         self.start_step = chunk.start_step
@@ -104,8 +104,6 @@ class _Piece:
         self.arrays = [np.array(array) for array in (chunk.observations, chunk.actions, chunk.true_rewards)]
         self.length = len(chunk)
         self.num_absorbing_steps = chunk.num_absorbing_steps
-        # True return from the episode's first step on; None when that was not seen.
-        self.true_return = _add_return(return_before, chunk)
 
     @property
     def stop_step(self) -> int:
@@ -117,7 +115,6 @@ class _Piece:
         self.length += len(chunk)
         self.num_absorbing_steps += chunk.num_absorbing_steps
         self.is_done = chunk.is_done
-        self.true_return = _add_return(self.true_return, chunk)
 
     def num_starts(self, length: int) -> int:
         """Segments of `length` steps that begin before the absorbing state; they may reach into it."""
@@ -160,6 +157,8 @@ class EpisodePool:
     def _clear(self) -> None:
         self._pieces: dict[int, _Piece] = {}  # by number, the one extended last at the end
         self._open: dict[str, int] = {}  # number of the piece that an episode goes on in
+        # True return and env steps so far of each unfinished episode whose every step was seen; pieces may be dropped.
+        self._running: dict[str, tuple[float, int]] = {}
         self._next_number = 0
         self._num_env_steps = 0
         self._layout: list[tuple[Any, ...]] | None = None
@@ -193,16 +192,27 @@ class EpisodePool:
         else:
             number = self._next_number
             self._next_number += 1
-            known = piece.true_return if piece is not None and follows else None
             history = _History.after(piece.history if piece is not None and follows else None, chunk)
-            piece = _Piece(chunk, 0.0 if chunk.start_step == 0 else known, history)
+            piece = _Piece(chunk, history)
         self._pieces[number] = piece
         self._num_env_steps += len(chunk)
         if not chunk.is_done:
             self._open[chunk.episode_id] = number
-        elif piece.true_return is not None:
-            self._returns.append((piece.true_return, piece.stop_step))
+        self._count_return(chunk)
         self._drop_oldest()
+
+    def _count_return(self, chunk: EpisodeChunk) -> None:
+        """Adds a chunk to the return of its episode, which is remembered at the end; a gap forgets it."""
+        true_return, num_steps = self._running.pop(chunk.episode_id, (0.0, 0))
+        if chunk.start_step == 0:
+            true_return, num_steps = 0.0, 0
+        if chunk.start_step != num_steps:
+            return
+        true_return += float(chunk.true_rewards.sum(dtype=np.float64))
+        if chunk.is_done:
+            self._returns.append((true_return, num_steps + len(chunk)))
+        else:
+            self._running[chunk.episode_id] = (true_return, num_steps + len(chunk))
 
     def num_starts(self, length: int) -> int:
         """Counts the segments of `length` steps in the pool, those of unfinished episodes too.
@@ -299,7 +309,6 @@ class EpisodePool:
                 "episode_id": piece.episode_id,
                 "start_step": piece.start_step,
                 "arrays": piece.read_only(0, piece.length),
-                "true_return": piece.true_return,
                 "is_done": piece.is_done,
                 "num_absorbing_steps": piece.num_absorbing_steps,
                 "is_open": self._open.get(piece.episode_id) == number,
@@ -307,7 +316,12 @@ class EpisodePool:
             }
             for number, piece in self._pieces.items()
         ]
-        return {"env_id": self.env_id, "pieces": pieces, "returns": list(self._returns)}
+        return {
+            "env_id": self.env_id,
+            "pieces": pieces,
+            "returns": list(self._returns),
+            "running": dict(self._running),
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Replaces the content by that of `state`, from `get_state` of a pool of the same environment.
@@ -335,11 +349,13 @@ class EpisodePool:
             history = stored.get("history")
             if history is not None and id(history) not in histories:
                 histories[id(history)] = _History(**history)
-            self._pieces[number] = _Piece(chunk, None, histories.get(id(history)))
-            self._pieces[number].true_return = stored["true_return"]
+            self._pieces[number] = piece = _Piece(chunk, histories.get(id(history)))
             self._num_env_steps += len(chunk)
             if stored["is_open"]:
                 self._open[chunk.episode_id] = number
+                if stored.get("true_return") is not None:  # Earlier checkpoints kept it with the piece.
+                    self._running[chunk.episode_id] = (stored["true_return"], piece.stop_step)
+        self._running |= state.get("running", {})
         self._next_number = len(self._pieces)
         self._drop_oldest()
 
@@ -420,7 +436,3 @@ def _extended(array: NDArray[Any], length: int, new: NDArray[Any], is_last: bool
         array = array[:stop].copy()
     array[length:stop] = new
     return array
-
-
-def _add_return(before: float | None, chunk: EpisodeChunk) -> float | None:
-    return None if before is None else before + float(chunk.true_rewards.sum(dtype=np.float64))

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium import spaces
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -102,6 +103,11 @@ class EnvSpec:
     is_fixed_horizon: bool
     reference_return: float | None
     reference_source: str
+
+    @property
+    def action_dtype(self) -> np.dtype[Any]:
+        """What a run stores actions in: RLlib hands those of a policy over in 32 bits, whatever the space says."""
+        return np.dtype(np.float32 if isinstance(self.action_space, spaces.Box) else np.int32)
 
 
 def list_envs(family: str | None = None) -> list[str]:

@@ -25,12 +25,17 @@ class SeedEpisodes(gym.Wrapper[Any, Any, Any, Any]):
     A reset with a seed starts the sequence of seeds anew; the same seed gives the same episodes again. The first reset
     has to have one.
 
+    Env runners are reset with seeds that overlap: the second environment of one has the seed of the first environment
+    of the next. Their indices keep them apart.
+
     Args:
         env: The environment.
+        worker_index: Of the env runner that steps it, from 1; 0 where the driver does.
     """
 
-    def __init__(self, env: AnyEnv) -> None:
+    def __init__(self, env: AnyEnv, worker_index: int = 0) -> None:
         super().__init__(env)
+        self._worker_index = worker_index
         self._rng: np.random.Generator | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -40,7 +45,7 @@ class SeedEpisodes(gym.Wrapper[Any, Any, Any, Any]):
             ValueError: No seed was ever given.
         """
         if seed is not None:
-            self._rng = np.random.default_rng(seed)
+            self._rng = np.random.default_rng([seed, self._worker_index] if self._worker_index else seed)
         if self._rng is None:
             raise ValueError("the first reset needs a seed")
         reset_seed = int(self._rng.integers(MAX_SEED))

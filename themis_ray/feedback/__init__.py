@@ -1,7 +1,7 @@
 """Who is asked, about what, and how often."""
 
 from themis_ray.feedback.coverage import distances_to_nearest, farthest_first, query_embeddings
-from themis_ray.feedback.evaluators import judge_steps, open_demonstrations, rate_segments
+from themis_ray.feedback.evaluators import check_choices, judge_steps, open_demonstrations, rate_segments
 from themis_ray.feedback.information import (
     disagreement,
     entropy,
@@ -57,6 +57,7 @@ __all__ = [
     "Teacher",
     "TeacherConfig",
     "TeacherParameters",
+    "check_choices",
     "check_teacher",
     "choose_queries",
     "disagreement",

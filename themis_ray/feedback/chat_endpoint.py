@@ -227,7 +227,7 @@ class ChatEndpoint:
             if call.rest_s > MAX_RETRY_AFTER_S:
                 break
             if not call.is_reached and attempt < self._max_retries:
-                delay_s = min(MAX_DELAY_S, FIRST_DELAY_S * 2.0**attempt) * rng.uniform(0.5, 1.0)
+                delay_s = min(MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** min(attempt, 30)) * rng.uniform(0.5, 1.0)
                 stop.wait(max(delay_s, call.rest_s))
         return Reply(None, "unclear" if call.is_reached else "unreachable", call.problem)
 

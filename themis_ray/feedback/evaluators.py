@@ -1,8 +1,10 @@
 """Synthetic answers about single segments, made of the true rewards, and which segments are shown."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,7 +12,7 @@ from themis_ray.data import PreferenceDataset, Segment
 from themis_ray.envs import EnvConfig, EnvSpec, differing_meanings, read_env_config
 from themis_ray.errors import DataError
 
-__all__ = ["judge_steps", "open_demonstrations", "rate_segments"]
+__all__ = ["check_choices", "judge_steps", "open_demonstrations", "rate_segments"]
 
 
 def rate_segments(
@@ -89,7 +91,8 @@ def open_demonstrations(
 
     Raises:
         DataError: There are no segments, they cannot be read, they are of another environment, length or shape, their
-            observations mean something else by the config.yaml beside them, or nothing tells which are good.
+            observations mean something else by the config.yaml beside them, an action is none of the environment's, or
+            nothing tells which are good.
     """
     dataset = PreferenceDataset(path)
     shown = list(dict.fromkeys(dataset.segment(row.segment_id) for row in dataset.demonstrations))
@@ -108,13 +111,49 @@ def open_demonstrations(
         )
     segments = (shown or sorted(dataset.segments, key=lambda segment: -segment.true_return))[:count]
     observations = spec.observation_space
-    wanted = spec.id, segment_length, observations.shape, str(observations.dtype), spec.action_space.shape
+    wanted = (
+        *(spec.id, segment_length, observations.shape, str(observations.dtype)),
+        *(spec.action_space.shape, str(spec.action_dtype)),
+    )
     for segment in segments:
         arrays = segment.observations, segment.actions
-        found = segment.env_id, len(segment), arrays[0].shape[1:], str(arrays[0].dtype), arrays[1].shape[1:]
+        found = (
+            segment.env_id,
+            len(segment),
+            *(part for array in arrays for part in (array.shape[1:], str(array.dtype))),
+        )
         if found != wanted:
             raise DataError(
                 f"feedback.demonstrations={path} does not fit this run: (environment, segment length, observations, "
-                f"action) are {found} there and {wanted} here. Change env or feedback.segment_length, or give another."
+                f"actions) are {found} there and {wanted} here. Change env or feedback.segment_length, or give another."
             )
+    check_choices(f"feedback.demonstrations={path}", segments, spec.action_space)
     return segments
+
+
+def check_choices(source: str, segments: Iterable[Segment], action_space: gym.Space[Any]) -> None:
+    """Refuses choices that the environment does not have. Actions of a Box may be any.
+
+    Args:
+        source: The setting that names where the segments come from, with its value.
+        segments: At least one, whose actions have the shape of the space.
+        action_space: Box, or Discrete or MultiDiscrete that start at 0.
+
+    Raises:
+        DataError: An action of a Discrete or MultiDiscrete space is no whole number from 0 to n - 1.
+    """
+    if isinstance(action_space, gym.spaces.Discrete):
+        sizes = [int(action_space.n)]
+    elif isinstance(action_space, gym.spaces.MultiDiscrete):
+        sizes = action_space.nvec.tolist()
+    else:
+        return
+    columns = np.concatenate([segment.actions for segment in segments]).reshape(-1, len(sizes)).T
+    for i, (column, size) in enumerate(zip(columns, sizes, strict=True)):
+        wrong = column[~np.isin(column, np.arange(size))]
+        if wrong.size:
+            place = f" at place {i}" if len(sizes) > 1 else ""
+            raise DataError(
+                f"{source} does not fit this run: an action{place} is {wrong[0].item():g} there, and allowed are whole "
+                f"numbers from 0 to {size - 1}. Count actions from 0 in the dataset, or give another."
+            )

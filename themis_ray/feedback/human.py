@@ -32,7 +32,8 @@ logger = logging.getLogger("themis_ray")
 
 # A service that is down is asked less and less often, at least this often.
 MAX_POLL_S = 60.0
-# While answers are missing all are read again this often, in case one became visible behind the cursor.
+# The study's overlap is read again this often, as it may be raised; while answers are missing so are all of them, in
+# case one became visible behind the cursor.
 REREAD_S = 60.0
 NUM_QUERIES_AT_ONCE = 50
 TELL_S = 30.0
@@ -153,7 +154,7 @@ class HumanTeacher:
                 f"study {self.parameters.study} asks for {settings['feedback']}, but a run asks which of two segments "
                 "is better. Give teacher.study=ID of a study with feedback: pairwise."
             )
-        self._overlap = int(settings.get("overlap", 1))
+        self._overlap = _overlap(study)
         self._status = str(study.get("status", "running"))
         if self._status != "running":
             logger.warning("Study %s is %s: nobody answers until it goes on.", self.parameters.study, self._status)
@@ -222,11 +223,12 @@ class HumanTeacher:
         return self.dataset.num_changes != num_changes
 
     def _collect(self) -> None:
-        self._send_waiting()
-        if self._clock() >= self._next_reread and self.num_missing:
-            self._cursor = 0
-        if self._cursor == 0:
+        if self._clock() >= self._next_reread:
+            self._overlap = _overlap(self.client.study(self.parameters.study))
+            if self.num_missing:
+                self._cursor = 0
             self._next_reread = self._clock() + REREAD_S
+        self._send_waiting()
         self._take_answers()
 
     def _reach(self, act: Callable[[], None]) -> None:
@@ -353,6 +355,11 @@ class HumanTeacher:
     def weight(self, preference: Preference) -> float:
         """Returns how much an answer counts in a fit."""
         return self.weights.of(preference.teacher)
+
+
+def _overlap(study: Mapping[str, Any]) -> int:
+    """Returns how many answers a study wants of each query."""
+    return int(study.get("settings", {}).get("overlap", 1))
 
 
 def _to_preference(asked: AskedQuery, answer: StoredAnswer) -> Preference:

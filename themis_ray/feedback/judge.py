@@ -174,13 +174,13 @@ class JudgeTeacher:
         if not queries:
             return []
         seed = int(rng.integers(2**63))
-        questions = {query.id: query for query in queries}
+        questions = list(queries)
         if self.parameters.ask_both_orders:
-            for query in queries:
-                questions.setdefault(_swapped(query).id, _swapped(query))
-        missing = [query for query_id, query in questions.items() if query_id not in self.cache.answers]
+            # Pair by pair, so that a limit cuts one query in half at most.
+            questions = [question for query in queries for question in (query, _swapped(query))]
+        missing = {question.id: question for question in questions if question.id not in self.cache.answers}
         if missing:
-            self._ask_all(missing, seed)
+            self._ask_all(list(missing.values()), seed)
         return [self._choice(query) for query in queries]
 
     def _choice(self, query: Query) -> Choice:

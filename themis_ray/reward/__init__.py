@@ -12,6 +12,7 @@ from themis_ray.reward.config import (
 from themis_ray.reward.ensemble import RewardEnsemble, left_probabilities
 from themis_ray.reward.exploration import RunningStd, disagreement_bonus, optimistic_rewards, state_entropy_rewards
 from themis_ray.reward.labels import UnlabelledPairs, unlabelled_pairs
+from themis_ray.reward.likelihoods import teaches_anything
 from themis_ray.reward.networks import EnsembleCNN, EnsembleMixed, EnsembleMLP
 from themis_ray.reward.pixels import grid_stride, shrink, shrunk_sides
 from themis_ray.reward.selection import accuracy
@@ -49,5 +50,6 @@ __all__ = [
     "shrink",
     "shrunk_sides",
     "state_entropy_rewards",
+    "teaches_anything",
     "unlabelled_pairs",
 ]

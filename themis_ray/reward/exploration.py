@@ -18,13 +18,15 @@ def state_entropy_rewards(
     """Returns the distance of each observation to its k-th nearest neighbour in `reference`, (N,).
 
     r(s) = ||s - s_k||, a particle estimate of the state entropy (PEBBLE equation 4, as B-Pref computes it: without the
-    logarithm). Neighbours are found through one matrix product per chunk; the distance to the one found is exact.
+    logarithm). With `is_in_reference` s_k is the (k + 1)-th nearest in the reference. Neighbours are found through one
+    matrix product per chunk; the distance to the one found is exact.
 
     Args:
         observations: (N, *observation_shape), any type.
         reference: (M, *observation_shape), M >= 1, the states seen so far.
-        k: Which neighbour. With fewer than k in the reference it is the farthest.
-        is_in_reference: The observations are themselves in the reference; each then skips one neighbour, itself.
+        k: Which neighbour. With fewer in the reference it is the farthest.
+        is_in_reference: The nearest of the reference is taken to be the observation itself and does not count. Nobody
+            looks whether it is: for an observation that is not there, its nearest neighbour does not count.
 
     Raises:
         ValueError: k is below 1 or the reference is empty.

@@ -147,13 +147,15 @@ class _Ratings:
     def __init__(self, data: EvaluatedSegments, weight: float) -> None:
         self.weight = weight
         self._data = data
+        # Ratings of a single level teach nothing, and would count as a perfect fit.
+        self._rated = data.rated if len(np.unique(data.levels)) > 1 else data.rated[:0]
         self._cut_points = torch.empty(0)
 
     def __len__(self) -> int:
-        return len(self._data.rated)
+        return len(self._rated)
 
     def rows(self, examples: Rows) -> Rows:
-        return self._data.rated[examples][..., None]
+        return self._rated[examples][..., None]
 
     def num_answers(self, examples: Rows) -> NDArray[np.floating]:
         return np.full(len(examples), float(examples.shape[1]))
@@ -229,6 +231,23 @@ class _Demonstrations:
         return losses, shown > own
 
 
+def teaches_anything(data: EvaluatedSegments, config: RewardConfig) -> bool:
+    """Returns whether a fit learns from evaluations: a kind that has a weight has answers that say something."""
+    return bool(_that_teach(_make_kinds(data, config)))
+
+
+def _make_kinds(data: EvaluatedSegments, config: RewardConfig) -> tuple[_Ratings, _JudgedSteps, _Demonstrations]:
+    return (
+        _Ratings(data, config.rating_weight),
+        _JudgedSteps(data, config.step_weight),
+        _Demonstrations(data, config.demonstration_weight),
+    )
+
+
+def _that_teach(kinds: Sequence[Kind]) -> list[Kind]:
+    return [kind for kind in kinds if len(kind) and kind.weight]
+
+
 class EvaluationLosses:
     """The evaluative part of a fit's loss: the weighted sum over kinds of the mean loss, sum over members.
 
@@ -247,10 +266,9 @@ class EvaluationLosses:
     ) -> None:
         self._ensemble = ensemble
         self._micro_size = micro_size
-        self._ratings = _Ratings(data, config.rating_weight)
-        self._demonstrations = _Demonstrations(data, config.demonstration_weight)
-        kinds: Sequence[Kind] = (self._ratings, _JudgedSteps(data, config.step_weight), self._demonstrations)
-        self._kinds = [kind for kind in kinds if len(kind) and kind.weight]
+        kinds = _make_kinds(data, config)
+        self._ratings, _, self._demonstrations = kinds
+        self._kinds = _that_teach(kinds)
         self._inputs = ensemble.encode(data.observations, data.actions)
         if self._inputs.pixels is None:  # as in training_data
             self._inputs = self._inputs.to(ensemble.device)

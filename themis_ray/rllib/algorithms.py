@@ -25,7 +25,7 @@ NUM_PPO_ROUNDS = 4
 
 
 def _make_env(context: Any) -> Any:
-    return SeedEpisodes(make_env(EnvConfig(**context)))
+    return SeedEpisodes(make_env(EnvConfig(**context)), context.worker_index)
 
 
 def _ppo_config(settings: LoopSettings) -> PreferencePPOConfig:

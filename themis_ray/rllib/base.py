@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import time
 import uuid
 from pathlib import Path
 from typing import Any
 
 import torch
+from ray.exceptions import RayActorError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
@@ -21,7 +23,7 @@ from ray.rllib.utils.metrics import (
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 
 from themis_ray.envs import EnvSpec, get_env_spec
-from themis_ray.errors import CheckpointError
+from themis_ray.errors import CheckpointError, ThemisError
 from themis_ray.loop_settings import LoopSettings
 from themis_ray.randomness import RandomStreams, seed_python
 from themis_ray.reward_actor import RewardModel, RewardModelSpec
@@ -155,6 +157,28 @@ class PreferenceAlgorithm(Algorithm):
         self._needs_reference = False
         self._sync_weights()
 
+    def restore_checkpoint(self, path: Path, advice: str) -> None:
+        """Restore a checkpoint of RLlib's; errors that are not the checkpoint's fault pass as they are.
+
+        Args:
+            path: The checkpoint.
+            advice: What to do when it cannot be read, a sentence.
+
+        Raises:
+            CheckpointError: It cannot be read.
+            ThemisError: What it belongs to, such as stored preferences, has changed or cannot be read.
+            OSError: The disk is full.
+            RayActorError: The reward actor is gone.
+        """
+        try:
+            self.restore_from_path(str(path.resolve()))
+        except (ThemisError, RayActorError):
+            raise
+        except Exception as error:  # An unpickler raises anything at all.
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error}). {advice}") from error
+
     def start_from_snapshot(self, path: Path, seed: int) -> None:
         """Take over what a pretraining run learned and saw, start fresh episodes, and hold the first session.
 
@@ -166,14 +190,9 @@ class PreferenceAlgorithm(Algorithm):
             seed: The snapshot's seed.
 
         Raises:
-            CheckpointError: The checkpoint cannot be read.
+            CheckpointError: As in `restore_checkpoint`.
         """
-        try:
-            self.restore_from_path(str(path.resolve()))
-        except Exception as error:
-            raise CheckpointError(
-                f"{path} cannot be read ({type(error).__name__}: {error}). Make the snapshot anew with themis pretrain."
-            ) from error
+        self.restore_checkpoint(path, "Make the snapshot anew with themis pretrain.")
         own_seed, timesteps = self.settings.seed, self._timesteps()
         if seed != own_seed:
             self.loop.streams = RandomStreams(own_seed)

@@ -23,9 +23,10 @@ from ray.rllib.utils.metrics import LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMER
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
 
-from themis_ray.data import LabelledPairs, Preference, PreferenceDataset
+from themis_ray.data import Choice, LabelledPairs, Preference, PreferenceDataset
 from themis_ray.envs import EnvSpec, differing_meanings, read_env_config
 from themis_ray.errors import DataError
+from themis_ray.feedback import check_choices
 from themis_ray.loop_settings import LoopSettings, required
 from themis_ray.rllib.base import PreferenceAlgorithm, PreferenceConfig
 from themis_ray.rllib.loop import PreferenceLoop
@@ -96,8 +97,8 @@ def open_preferences(settings: LoopSettings, spec: EnvSpec) -> PreferenceDataset
     """Return the preferences that `feedback.dataset` names, which fit the environment.
 
     Raises:
-        DataError: There are none, they cannot be read, or they are of another environment, of other shapes or, where
-            they lie in a run's folder, of observations that mean something else.
+        DataError: There are none, they cannot be read, or they are of another environment, of other shapes, of actions
+            that it does not have or, where they lie in a run's folder, of observations that mean something else.
     """
     path = Path(required(settings.feedback.dataset))
     dataset = PreferenceDataset(path)
@@ -125,6 +126,8 @@ def open_preferences(settings: LoopSettings, spec: EnvSpec) -> PreferenceDataset
                 f"feedback.dataset={path} does not fit this run: {what} {here} here, {there} in the dataset. "
                 "Change env or give another dataset."
             )
+    used = {id_ for row in dataset.labelled_preferences() for id_ in (row.left_id, row.right_id)}
+    check_choices(f"feedback.dataset={path}", map(dataset.segment, used), actions)
     return dataset
 
 
@@ -139,6 +142,17 @@ class StoredPreferenceLoop(PreferenceLoop):
         open_preferences(settings, spec)
         super().__init__(settings, spec, *arguments)
         self._num_queries = self.dataset.num_queries
+        self._num_questions = self.dataset.num_questions
+
+    @property
+    def num_questions(self) -> int:
+        """Questions that the dataset held when the run began."""
+        return self._num_questions
+
+    @property
+    def num_preferences(self) -> int:
+        """Preferences that are learned from."""
+        return sum(row.choice is not Choice.SKIP for row in self.dataset.preferences[: self._num_queries])
 
     @cached_property
     def pairs(self) -> LabelledPairs:
@@ -162,6 +176,7 @@ class StoredPreferenceLoop(PreferenceLoop):
             "asked": ([], []),
             "evaluations": ([], []),
             "stored_preferences": reference,
+            "num_stored_questions": self._num_questions,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -178,6 +193,7 @@ class StoredPreferenceLoop(PreferenceLoop):
             )
         super().set_state(state)
         self._num_queries = num_queries
+        self._num_questions = state.get("num_stored_questions", self._num_questions)
         self.__dict__.pop("pairs", None)
 
     def _restore_dataset(self, queries: list[Any], preferences: list[Preference]) -> None:

@@ -35,14 +35,16 @@ def ask_about_segments(
     evaluations: list[Evaluation]
     if feedback.kind == "rating":
         levels = rate_segments(segments, recent, feedback.num_levels, parameters.eps_mistake, rng)
+        answered_at = max(asked_at, datetime.now(UTC))  # The machine's clock may be set back.
         evaluations = [
-            Rating(segment.id, level, feedback.num_levels, *about, datetime.now(UTC))
+            Rating(segment.id, level, feedback.num_levels, *about, answered_at)
             for segment, level in zip(segments, levels, strict=True)
         ]
     else:
         values = judge_steps(segments, recent, parameters.eps_equal, parameters.eps_mistake, rng)
+        answered_at = max(asked_at, datetime.now(UTC))
         evaluations = [
-            StepFeedback(segment.id, steps, *about, datetime.now(UTC))
+            StepFeedback(segment.id, steps, *about, answered_at)
             for segment, steps in zip(segments, values, strict=True)
         ]
     dataset.append_evaluations(segments, evaluations)
@@ -61,7 +63,8 @@ def take_demonstrations(settings: LoopSettings, spec: EnvSpec, dataset: Preferen
     segments = open_demonstrations(
         path, feedback.num_demonstrations, settings.env, spec, required(feedback.segment_length)
     )
-    about = path.name or "demonstrations", 0, env_step, datetime.now(UTC), datetime.now(UTC)
+    now = datetime.now(UTC)
+    about = path.name or "demonstrations", 0, env_step, now, now
     dataset.append_evaluations(segments, [Demonstration(segment.id, *about) for segment in segments])
 
 

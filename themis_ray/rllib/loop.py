@@ -41,6 +41,7 @@ from themis_ray.reward import (
     UnlabelledPairs,
     disagreement_bonus,
     state_entropy_rewards,
+    teaches_anything,
     unlabelled_pairs,
 )
 from themis_ray.reward_actor import PendingPrediction, RewardModel
@@ -179,6 +180,16 @@ class PreferenceLoop(Checkpointable):
 
     # ---------------------------------------------------------------- feedback
 
+    @property
+    def num_questions(self) -> int:
+        """Questions so far, as in `PreferenceDataset.num_questions`."""
+        return self.dataset.num_questions
+
+    @property
+    def num_preferences(self) -> int:
+        """Answers left, right or equal so far."""
+        return self.dataset.num_preferences
+
     def hold_session_if_due(self, env_step: int) -> bool:
         """Ask, store, fit and measure when the schedule says so; tell whether the reward model changed.
 
@@ -207,6 +218,8 @@ class PreferenceLoop(Checkpointable):
         evaluations = self.dataset.evaluated_segments(
             own_segments(self.pool, self.dataset, self._segment_length, self.streams)
         )
+        if evaluations is not None and not teaches_anything(evaluations, self.settings.reward):
+            evaluations = None
         pairs = self.dataset.labelled_pairs(required(self.settings.reward.label_margin), weight=self._weight)
         if not pairs.weights.any() and evaluations is None:
             return False
@@ -281,7 +294,7 @@ class PreferenceLoop(Checkpointable):
         asked_at = datetime.now(UTC)
         returns, lengths = self.pool.recent_returns()
         choices = self._teacher.answer(queries, self.streams["teacher"], (returns, lengths), last + 1)
-        answered_at = datetime.now(UTC)
+        answered_at = max(asked_at, datetime.now(UTC))  # The machine's clock may be set back.
         self.dataset.append(
             queries,
             [

@@ -23,6 +23,8 @@ __all__ = ["ArraySpec", "EnvLayout", "find_buffer", "read_bpref", "read_imitatio
 BUFFERS = ("buffer_seg1", "buffer_seg2", "buffer_label")
 # How far B-Pref has filled its buffers: the rows after are not initialised.
 BUFFER_ENDS = ("buffer_index", "buffer_full")
+# A batch ends here too, as pairs may be about the same few segments.
+BATCH_NUM_ANSWERS = 2**16
 SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".pkl", ".pickle")
 
 IMITATION_CHOICES = {1.0: Choice.LEFT, 0.0: Choice.RIGHT, 0.5: Choice.EQUAL}
@@ -251,7 +253,7 @@ def _batches(
         except (ValueError, DataError) as error:
             raise DataError(f"{path}: pair {i} cannot be imported ({error}).") from error
         num_bytes = len(segments) * (left.observations.nbytes + left.actions.nbytes)
-        if num_bytes >= BATCH_BYTES or i == num_pairs - 1:
+        if num_bytes >= BATCH_BYTES or len(answers) >= BATCH_NUM_ANSWERS or i == num_pairs - 1:
             yield Batch(list(segments.values()), answers, (i + 1) / num_pairs, num_left_out)
             segments, answers, num_left_out = {}, [], 0
 
@@ -364,6 +366,8 @@ def _read_torch(path: Path) -> Any:
             return value
         if value.layout is not torch.strided:
             raise ValueError(f"{name} is sparse, save what to_dense() returns")
+        if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise ValueError(f"{name} shows the same numbers many times, save what clone() returns")
         return (value.float() if value.dtype is torch.bfloat16 else value).detach().numpy()
 
     try:
