@@ -147,7 +147,7 @@ def test_killed_run_asks_nothing_twice_and_loses_no_answer(tmp_path):
     folder = tmp_path / "run"
     with live_service(tmp_path / "service") as live:
         port = int(live.url.rpartition(":")[2])
-        live.study(queries_per_annotator=100)
+        live.study(queries_per_annotator=100, lease_s=10)  # who leaves has the fourth query on the desk until then
         token = live.token()
         process = start(live, token, *SETTINGS, "teacher.wait=true", "--out", str(folder))
         client = StudyClient(live.url, token)
