@@ -164,7 +164,7 @@ def test_demonstrations_of_choices_that_the_environment_does_not_have_are_refuse
     spec = get_env_spec(env)
     for dtype, message in (
         (np.int32, "an action is 2 there"),
-        (np.int64, r"\(\), 'int64'\) there and .* 'int32'\) here"),
+        (np.int64, r"\(\), 'int64'\)\) there and .* 'int32'\)\) here"),
     ):
         segment = act(env.id, spec.observation_space.shape[0], np.array([1, 2], dtype))
         path = tmp_path / dtype.__name__

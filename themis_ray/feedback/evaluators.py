@@ -111,17 +111,11 @@ def open_demonstrations(
         )
     segments = (shown or sorted(dataset.segments, key=lambda segment: -segment.true_return))[:count]
     observations = spec.observation_space
-    wanted = (
-        *(spec.id, segment_length, observations.shape, str(observations.dtype)),
-        *(spec.action_space.shape, str(spec.action_dtype)),
-    )
+    spaces = (observations.shape, str(observations.dtype)), (spec.action_space.shape, str(spec.action_dtype))
+    wanted = spec.id, segment_length, *spaces
     for segment in segments:
-        arrays = segment.observations, segment.actions
-        found = (
-            segment.env_id,
-            len(segment),
-            *(part for array in arrays for part in (array.shape[1:], str(array.dtype))),
-        )
+        arrays = ((array.shape[1:], str(array.dtype)) for array in (segment.observations, segment.actions))
+        found = segment.env_id, len(segment), *arrays
         if found != wanted:
             raise DataError(
                 f"feedback.demonstrations={path} does not fit this run: (environment, segment length, observations, "
