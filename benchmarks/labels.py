@@ -65,6 +65,7 @@ CONDITIONS: dict[str, Callable[[str], list[str]]] = {
     "mistake30": lambda _: ["teacher.name=mistake", "teacher.eps_mistake=0.3"],
     "mistake30_robust": lambda _: ["teacher.name=mistake", "teacher.eps_mistake=0.3", "preset=robust"],
 }
+AIM = 1.0
 SB3 = "sb3_sac"
 TASKS_WITH_SB3 = ("halfcheetah",)
 SB3_TIMEOUT_S = 3600.0
@@ -190,6 +191,13 @@ def sentences(report: Mapping[str, Any]) -> Iterator[str]:
             yield f"{condition}: IQM {report[key]:.3f}{interval}, above 0.95: {above}"
 
 
+def verdict(report: Mapping[str, Any]) -> str:
+    """What was aimed at, what was reached with all the labels, and the tasks that hold it down."""
+    reached = f"The aim for `labels` is an IQM of {AIM}, as good as true reward; {report['iqm']:.3f} was reached."
+    weak = [f"{task} ({value:.2f})" for task, value in report["by_task"]["labels"].items() if value <= GOOD_SCORE]
+    return f"{reached} Below {GOOD_SCORE}: {', '.join(weak) or 'no task'}."
+
+
 def write_page(results: Sequence[Mapping[str, Any]], report: Mapping[str, Any], path: Path) -> None:
     """Writes everything that is stored as a page of the documentation."""
     num_missing = report["num_runs_missing"]
@@ -217,6 +225,7 @@ def write_page(results: Sequence[Mapping[str, Any]], report: Mapping[str, Any], 
         *([f"{num_missing} of {num_missing + len(results)} {MISSING}", ""] if num_missing else []),
         *(f"* {sentence}" for sentence in sentences(report)),
         "",
+        *([verdict(report), ""] if "iqm" in report else []),
         f"![Scores of all runs]({PLOT.relative_to(PAGE.parent)})",
         "",
         f"| {' | '.join(COLUMNS)} |",
