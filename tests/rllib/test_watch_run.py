@@ -49,4 +49,4 @@ def test_a_run_that_is_asked_about_its_policy_to_the_end_is_not_reported(tmp_pat
     accuracies = [row["fresh_accuracy"] for row in rows if row["fresh_accuracy"] is not None]
     assert "may be exploited" not in log
     assert rows[-1]["fresh_accuracy"] is not None
-    assert min(max(pair) for pair in zip(accuracies, accuracies[2:], strict=False)) > 0.6
+    assert min(max(pair) for pair in zip(accuracies, accuracies[2:], strict=False)) > 0.7
