@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from themis_ray.cli.progress import late_progress
 from themis_ray.data.exchange import ArraySpec, DatasetCounts, EnvLayout, export_dataset, import_dataset
-from themis_ray.envs import EnvConfig, first_choices, get_env_spec, make_env
+from themis_ray.envs import EnvConfig, first_choices, get_env_spec, make_env, num_choices
 
 __all__ = ["data", "make_env_layout"]
 
@@ -76,18 +76,16 @@ def make_env_layout(env_id: str) -> EnvLayout:
     env = make_env(EnvConfig(id=env_id, fixed_horizon=False))
     observations, actions, first = env.observation_space, env.action_space, first_choices(env)
     env.close()  # type: ignore[no-untyped-call]
-    bounds = num_choices = None
+    bounds = None
     if isinstance(actions, spaces.Box) and bool(actions.bounded_below.all() and actions.bounded_above.all()):
         bounds = (actions.low, actions.high)
-    if isinstance(actions, spaces.Discrete | spaces.MultiDiscrete):
-        num_choices = (int(actions.n),) if isinstance(actions, spaces.Discrete) else tuple(actions.nvec.tolist())
     return EnvLayout(
         env_id=env_id,
         observations=ArraySpec(tuple(observations.shape or ()), np.dtype(observations.dtype)),
         actions=ArraySpec(tuple(actions.shape or ()), stored.action_dtype),
         has_mark=stored.observation_space.shape != observations.shape,
         action_bounds=bounds,
-        num_choices=num_choices,
+        num_choices=None if isinstance(actions, spaces.Box) else tuple(num_choices(actions)),
         first_choices=first,
     )
 

@@ -22,7 +22,7 @@ from themis_ray.envs.registry import (
     resolve_env,
 )
 from themis_ray.envs.seeding import RESET_SEED, SeedEpisodes
-from themis_ray.envs.wrappers import FixedHorizon, first_choices
+from themis_ray.envs.wrappers import FixedHorizon, first_choices, num_choices
 
 __all__ = [
     "FAMILIES",
@@ -45,6 +45,7 @@ __all__ = [
     "installed_families",
     "list_envs",
     "make_env",
+    "num_choices",
     "observation_names",
     "observation_scale",
     "read_env_config",

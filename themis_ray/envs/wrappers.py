@@ -16,6 +16,7 @@ __all__ = [
     "AnyEnv",
     "FixedHorizon",
     "first_choices",
+    "num_choices",
     "prepare_atari",
     "standardise_actions",
     "standardise_observations",
@@ -135,14 +136,23 @@ class _JoinActions(gym.ActionWrapper[Any, Any, Any]):
 
     def __init__(self, env: AnyEnv) -> None:
         super().__init__(env)
-        self.action_space = spaces.MultiDiscrete(_num_choices(env.action_space, env.action_space))
+        self.action_space = spaces.MultiDiscrete(num_choices(env.action_space))
 
     def action(self, action: Any) -> Any:
         return _to_own_action(self.env.action_space, iter(np.asarray(action).tolist()))
 
 
-def _num_choices(space: spaces.Space[Any], whole: spaces.Space[Any]) -> list[int]:
-    """Returns how many values each number of an action in `space`, a part of `whole`, can take."""
+def num_choices(space: spaces.Space[Any], whole: spaces.Space[Any] | None = None) -> list[int]:
+    """Returns how many values each number of an action can take.
+
+    Args:
+        space: Discrete, MultiDiscrete, MultiBinary, or Dict or Tuple of these.
+        whole: The space that it is a part of.
+
+    Raises:
+        ConfigError: It is another space.
+    """
+    whole = space if whole is None else whole
     match space:
         case spaces.Discrete():
             return [int(space.n)]
@@ -151,9 +161,9 @@ def _num_choices(space: spaces.Space[Any], whole: spaces.Space[Any]) -> list[int
         case spaces.MultiDiscrete():
             return [int(n) for n in space.nvec.ravel()]
         case spaces.Dict():
-            return [n for part in space.spaces.values() for n in _num_choices(part, whole)]
+            return [n for part in space.spaces.values() for n in num_choices(part, whole)]
         case spaces.Tuple():
-            return [n for part in space.spaces for n in _num_choices(part, whole)]
+            return [n for part in space.spaces for n in num_choices(part, whole)]
     raise ConfigError(
         f"action space {whole} is not supported: {space} is neither floats nor choices. "
         "Supported: Box of floats, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of the last three. "

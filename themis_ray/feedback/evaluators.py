@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from themis_ray.data import PreferenceDataset, Segment
-from themis_ray.envs import EnvConfig, EnvSpec, differing_meanings, read_env_config
+from themis_ray.envs import EnvConfig, EnvSpec, differing_meanings, num_choices, read_env_config
 from themis_ray.errors import DataError
 
 __all__ = ["check_choices", "judge_steps", "open_demonstrations", "rate_segments"]
@@ -136,12 +136,9 @@ def check_choices(source: str, segments: Iterable[Segment], action_space: gym.Sp
     Raises:
         DataError: An action of a Discrete or MultiDiscrete space is no whole number from 0 to n - 1.
     """
-    if isinstance(action_space, gym.spaces.Discrete):
-        sizes = [int(action_space.n)]
-    elif isinstance(action_space, gym.spaces.MultiDiscrete):
-        sizes = action_space.nvec.tolist()
-    else:
+    if isinstance(action_space, gym.spaces.Box):
         return
+    sizes = num_choices(action_space)
     columns = np.concatenate([segment.actions for segment in segments]).reshape(-1, len(sizes)).T
     for i, (column, size) in enumerate(zip(columns, sizes, strict=True)):
         wrong = column[~np.isin(column, np.arange(size))]
