@@ -44,7 +44,7 @@ def test_exploitation_is_reported_with_its_evidence(tmp_path, ray_cluster):
 @pytest.mark.ray
 def test_a_run_that_is_asked_about_its_policy_to_the_end_is_not_reported(tmp_path, ray_cluster):
     # So many answers keep up with the policy: the accuracy on fresh queries never stays low.
-    asked = ["feedback.session_size=20", "feedback.budget=200", "feedback.sampler=newest", "feedback.until_share=1"]
+    asked = ["feedback.session_size=100", "feedback.budget=1000", "feedback.sampler=newest", "feedback.until_share=1"]
     log, rows = run(tmp_path / "asked", *asked)
     accuracies = [row["fresh_accuracy"] for row in rows if row["fresh_accuracy"] is not None]
     assert "may be exploited" not in log
